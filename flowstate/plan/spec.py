@@ -1,0 +1,135 @@
+"""The compiled flow: what the running parts are told, frozen and picklable.
+
+`api` builds nodes, `plan.compile` turns them into one `JobPlan`; nobody below `runtime` sees a node. A job has *sources*, each
+read once; *routes*, each of which prepares the rows of one source for one table; and *sinks*.
+
+Path of a row (names of columns are those of `plan.position`): source gives decoded columns + `__offset` (+ `__time`); the reader
+adds `__watermark`; `Route.prepare` evaluates the steps, keys, window and inputs and splits the rows into those in time, the late
+and the failed; `exchange.route` sends rows of a *keyed* table to the owner of their key, rows of an *append* table (late rows,
+dead letters) to the owner of their split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from flowstate.plan.window import WindowSpec
+
+DEAD_LETTERS = "dead_letters"
+
+#: Schema of the table `dead_letters`. `raw` is the record's payload as it stood in the log; `view` names the view whose
+#: expressions failed, or is null when the record could not be read at all. `recorded` is the log's own time of the record.
+DEAD_LETTER_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("view", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("raw", pa.binary()),
+        pa.field("recorded", pa.timestamp("us", "UTC")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ScanSpec:
+    """A source: `kind` is ``kafka``, ``files`` or ``arrow``; `options` are its own; `lateness` and `max_ahead` in microseconds.
+
+    `name` is unique in the job and names the source in messages, dead letters and split identities.
+    """
+
+    name: str
+    kind: Literal["kafka", "files", "arrow"]
+    schema: pa.Schema
+    event_time: str | None = None
+    lateness: int = 0
+    max_ahead: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AggregateSpec:
+    """One aggregate column: `function` is one of len, count, sum, min, max, mean, var, std, first, last.
+
+    `input` names the column of the routed batch it reads (None for len). `result_type` is the type a query sees.
+    `options` holds e.g. ``ddof``.
+    """
+
+    name: str
+    function: str
+    input: str | None
+    input_type: pa.DataType | None
+    result_type: pa.DataType
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A keyed table, as state and queries know it.
+
+    A routed batch for it has the columns: each plain key by its name, then ``<window>`` and ``<window>_end`` if it has a window
+    (timestamps of the event-time column's type), then the distinct inputs of the aggregates, then `__offset`, and `__time` if
+    `ordered` (some aggregate is first/last). The table's own columns are: plain keys, window start and end, aggregates.
+    """
+
+    name: str
+    keys: tuple[pa.Field, ...]
+    window: WindowSpec | None
+    aggregates: tuple[AggregateSpec, ...]
+    time_type: pa.DataType | None = None
+
+    @property
+    def key_schema(self) -> pa.Schema:
+        """Plain keys, then the window's start and end."""
+        fields = list(self.keys)
+        if self.window is not None:
+            fields += [
+                pa.field(self.window.name, self.time_type, nullable=False),
+                pa.field(self.window.end_name, self.time_type, nullable=False),
+            ]
+        return pa.schema(fields)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """What a query sees."""
+        return pa.schema([*self.key_schema, *(pa.field(each.name, each.result_type) for each in self.aggregates)])
+
+    @property
+    def ordered(self) -> bool:
+        return any(each.function in ("first", "last") for each in self.aggregates)
+
+    @property
+    def routing_keys(self) -> tuple[str, ...]:
+        """The key columns whose hash picks the owner: the plain keys, so that all windows of a key are together; a table that
+        is keyed by its window alone is spread by the window's start."""
+        if self.keys:
+            return tuple(each.name for each in self.keys)
+        return (self.window.name,) if self.window else ()
+
+
+@dataclass(frozen=True)
+class AppendSpec:
+    """A table of rows as they came (late rows of a view, dead letters): `split` and `offset` columns, then `columns`.
+
+    It keeps the newest `keep_rows` rows of each split and the exact count of all.
+    """
+
+    name: str
+    schema: pa.Schema
+    keep_rows: int = 10_000
+
+
+@dataclass(frozen=True)
+class SinkSpec:
+    """An output: rows of `table`, once they are final (`mode`)."""
+
+    kind: Literal["parquet"]
+    table: str
+    url: str
+    mode: Literal["final", "changes"] = "final"
+    options: Mapping[str, Any] = field(default_factory=dict)

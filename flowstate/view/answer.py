@@ -1,0 +1,74 @@
+"""What an answer says about itself: how far, how old, from where.
+
+Every answer is Arrow data whose schema metadata carries the fields of `Answer` under ``flowstate.answer`` (JSON), so that any Arrow
+client in any language can read how fresh it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from flowstate.plan.position import Place
+
+METADATA_KEY = b"flowstate.answer"
+
+
+@dataclass(frozen=True)
+class PartitionAnswer:
+    """One partition's part of an answer. `as_of` is Unix time in seconds when the state was current; `watermark` microseconds."""
+
+    partition: int
+    epoch: int
+    position: Mapping[str, Place]
+    watermark: int
+    as_of: float
+    origin: Literal["live", "saved"]
+    snapshot: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer over some partitions contains. `consistent`: all parts are at one position (a cut)."""
+
+    job: str
+    view: str
+    parts: tuple[PartitionAnswer, ...]
+    consistent: bool = False
+
+    @property
+    def watermark(self) -> int:
+        return min(part.watermark for part in self.parts)
+
+    @property
+    def as_of(self) -> float:
+        """Unix time of the oldest part."""
+        return min(part.as_of for part in self.parts)
+
+    def attach(self, schema: pa.Schema) -> pa.Schema:
+        """`schema` with this answer in its metadata."""
+        return schema.with_metadata({**(schema.metadata or {}), METADATA_KEY: json.dumps(asdict(self)).encode()})
+
+    @staticmethod
+    def of(schema: pa.Schema) -> Answer | None:
+        """The answer that a schema carries, if it does."""
+        raw = (schema.metadata or {}).get(METADATA_KEY)
+        return None if raw is None else _decode(json.loads(raw))
+
+    @staticmethod
+    def merge(answers: Sequence[Answer], *, consistent: bool = False) -> Answer:
+        """One answer over the parts of several."""
+        first = answers[0]
+        return Answer(first.job, first.view, tuple(part for each in answers for part in each.parts), consistent)
+
+
+def _decode(data: dict[str, object]) -> Answer:
+    parts = []
+    for part in data["parts"]:  # type: ignore[attr-defined]
+        part["position"] = {split: Place(*place) for split, place in part["position"].items()}
+        parts.append(PartitionAnswer(**part))
+    return Answer(str(data["job"]), str(data["view"]), tuple(parts), bool(data["consistent"]))
