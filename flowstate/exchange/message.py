@@ -1,0 +1,141 @@
+"""What readers and owners say to each other, and how it looks on the wire.
+
+A *stream* carries one split, from one reader epoch, to one incarnation of an owner: in order and bounded. Its first message is
+`Start`, then `Batch` and `Marker`. Either end may close it at any time: the owner then asks again, from its own place.
+
+On the wire a message is a 4-byte little-endian length, a JSON header, and then, for each table of a `Batch`, an Arrow IPC stream
+that begins at a multiple of 64 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from flowstate.errors import CorruptData
+from flowstate.plan.position import Floor, Place
+
+ALIGNMENT = 64
+
+
+class StreamId(NamedTuple):
+    """Names one stream for ever: an owner's incarnation never uses an attempt twice."""
+
+    split: str
+    reader_epoch: int
+    owner: int
+    owner_epoch: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Owner to reader: send me this split, I stand at `place`."""
+
+    stream: StreamId
+    place: Place
+
+
+@dataclass(frozen=True)
+class Start:
+    """First on every stream: where it begins, the newest event time before that, and the split's floors so far."""
+
+    at: Place
+    newest: int
+    floors: tuple[Floor, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """An owner's rows in ``[since, to)``, by table; without rows it only moves the position. `newest` and `floor` hold at `to`."""
+
+    since: Place
+    to: Place
+    newest: int
+    floor: int
+    rows: Mapping[str, pa.RecordBatch] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return sum(each.num_rows for each in self.rows.values())
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Everything before this belongs to the cut, nothing after it does."""
+
+    cut: int
+
+
+Message = Start | Batch | Marker
+
+
+def encode(stream: StreamId, message: Message) -> pa.Buffer:
+    """The bytes of a message."""
+    header: dict[str, object] = {"stream": stream}
+    bodies: list[pa.Buffer] = []
+    match message:
+        case Start():
+            header |= {"kind": "start", "at": message.at, "newest": message.newest, "floors": message.floors}
+        case Marker():
+            header |= {"kind": "marker", "cut": message.cut}
+        case Batch():
+            tables = []
+            for name, rows in message.rows.items():
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, rows.schema) as writer:
+                    writer.write_batch(rows)
+                bodies.append(sink.getvalue())
+                tables.append([name, bodies[-1].size])
+            header |= {
+                "kind": "batch",
+                "since": message.since,
+                "to": message.to,
+                "newest": message.newest,
+                "floor": message.floor,
+                "tables": tables,
+            }
+    text = json.dumps(header).encode()
+    out = pa.BufferOutputStream()
+    out.write(len(text).to_bytes(4, "little") + text)
+    for body in bodies:
+        out.write(b"\0" * (-out.tell() % ALIGNMENT))
+        out.write(body)
+    return out.getvalue()
+
+
+def decode(buffer: pa.Buffer) -> tuple[StreamId, Message]:
+    """A message from its bytes; columns are aligned copies where the buffer is not. `CorruptData` if it is not a message."""
+    try:
+        view = memoryview(buffer)
+        size = int.from_bytes(view[:4], "little")
+        header = json.loads(bytes(view[4 : 4 + size]))
+        stream = StreamId(*header["stream"])
+        match header["kind"]:
+            case "start":
+                floors = tuple(Floor(*each) for each in header["floors"])
+                return stream, Start(Place(*header["at"]), header["newest"], floors)
+            case "marker":
+                return stream, Marker(header["cut"])
+            case "batch":
+                rows, at = {}, 4 + size
+                for name, length in header["tables"]:
+                    at += -at % ALIGNMENT
+                    rows[name] = _read_batch(buffer.slice(at, length))
+                    at += length
+                since, to = Place(*header["since"]), Place(*header["to"])
+                return stream, Batch(since, to, header["newest"], header["floor"], rows)
+            case kind:
+                raise CorruptData("an exchange message of an unknown kind; run the same version everywhere", kind=kind)
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise CorruptData("bytes that are no exchange message; close the stream and attach again") from error
+
+
+def _read_batch(body: pa.Buffer) -> pa.RecordBatch:
+    options = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.At64Byte)
+    with pa.ipc.open_stream(body, options=options) as reader:
+        return reader.read_next_batch()
