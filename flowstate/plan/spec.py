@@ -13,11 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from flowstate.plan.describe import describe, differences, fingerprint
 from flowstate.plan.window import WindowSpec
+
+if TYPE_CHECKING:
+    from flowstate.plan.evaluate import Prepared, Step
+    from flowstate.plan.expr import Expr
+
+__all__ = [
+    "DEAD_LETTERS", "DEAD_LETTER_SCHEMA", "AggregateSpec", "AppendSpec", "JobPlan", "Prepared", "Route", "ScanSpec", "SinkSpec",
+    "TableSpec",
+]  # fmt: skip
 
 DEAD_LETTERS = "dead_letters"
 
@@ -133,3 +143,56 @@ class SinkSpec:
     url: str
     mode: Literal["final", "changes"] = "final"
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Route:
+    """How the rows of a source become rows of a keyed table: `steps` one after the other, then `keys`, window and `inputs`.
+
+    `table` names the keyed table, `late_table` the table of its late rows (None if its windows never close), `source` is the
+    number of the source in `JobPlan.sources`. `keys` and `inputs` are named expressions over the columns after the steps;
+    `window` lies over the column `window_column` there. `schema` is that of the routed batch, `late_schema` that of late rows.
+    """
+
+    table: str
+    late_table: str | None
+    source: int
+    steps: tuple[Step, ...]
+    keys: tuple[tuple[str, Expr], ...]
+    window: WindowSpec | None
+    window_column: str | None
+    inputs: tuple[tuple[str, Expr], ...]
+    schema: pa.Schema
+    late_schema: pa.Schema | None
+
+    def prepare(self, batch: pa.RecordBatch, split: str) -> Prepared:
+        """The rows of `batch` (the scan's columns, `__offset`, and `__watermark` and `__time` if the scan has an event time) for
+        this table. A pure function of each row: how rows are cut into batches does not matter. Raises for no value in a row."""
+        from flowstate.plan.evaluate import prepare
+
+        return prepare(self, batch, split)
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A whole flow. `tables` maps a name to its `TableSpec` or `AppendSpec`: the keyed views, ``<view>_late`` for each view whose
+    windows close, and `dead_letters`."""
+
+    sources: tuple[ScanSpec, ...]
+    routes: tuple[Route, ...]
+    tables: Mapping[str, TableSpec | AppendSpec]
+    sinks: tuple[SinkSpec, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """What gives the state its meaning, as plain JSON data: the same in every process and run. User functions are known by
+        their qualified names. Brokers, credentials, places of files and sinks are not in it: they may change under a job."""
+        return describe(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of `describe()`: snapshots of one plan are read by another only if they are equal."""
+        return fingerprint(self.describe())
+
+    def differences(self, description: Mapping[str, Any]) -> list[str]:
+        """In which ways this plan differs from the one of `description`, as sentences ("..., was ..., is ..."); empty if none."""
+        return differences(description, self.describe())

@@ -1,0 +1,153 @@
+"""What a plan means, as plain JSON: for the fingerprint of snapshots, and to say in words what differs from a saved one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from flowstate.plan.spec import JobPlan, ScanSpec, TableSpec
+    from flowstate.plan.window import WindowSpec
+
+# Options of a source that decide what a row is. Where the log stands and how to log in may change under a job.
+_MEANING = ("topic", "format", "splits")
+
+
+def describe(plan: JobPlan) -> dict[str, Any]:
+    """See `JobPlan.describe`."""
+    from flowstate.plan.spec import AppendSpec, TableSpec
+
+    views: dict[str, Any] = {}
+    for route in plan.routes:
+        table = plan.tables[route.table]
+        assert isinstance(table, TableSpec)
+        views[route.table] = {
+            "source": plan.sources[route.source].name,
+            "steps": [str(step) for step in route.steps],
+            "keys": [[name, str(expr)] for name, expr in route.keys],
+            "key types": [[each.name, str(each.type)] for each in table.keys],
+            "window": None if route.window is None else _window(route.window, route.window_column),
+            "aggregates": _aggregates(table, {name: str(expr) for name, expr in route.inputs}),
+            "aggregate types": [[each.name, str(each.result_type)] for each in table.aggregates],
+        }
+    return {
+        "version": 1,
+        "sources": {source.name: _source(source) for source in plan.sources},
+        "views": views,
+        "append": sorted(name for name, table in plan.tables.items() if isinstance(table, AppendSpec)),
+    }
+
+
+def _source(source: ScanSpec) -> dict[str, Any]:
+    options = {name: source.options[name] for name in _MEANING if source.options.get(name) is not None}
+    return {
+        "kind": source.kind,
+        "columns": _columns(source.schema),
+        "event time": source.event_time,
+        "lateness": _time(source.lateness),
+        "max ahead": _time(source.max_ahead),
+        **options,
+    }
+
+
+def _columns(schema: pa.Schema) -> dict[str, str]:
+    return {each.name: str(each.type) + ("" if each.nullable else " not null") for each in schema}
+
+
+def _time(micros: int | None) -> str | None:
+    return None if micros is None else f"{micros}us"
+
+
+def _window(window: WindowSpec, column: str | None) -> dict[str, Any]:
+    return {
+        "name": window.name,
+        "column": column,
+        "type": str(window.time_type),
+        "every": str(window.every),
+        "offset": str(window.offset),
+        "grace": _time(window.grace),
+        "keep": _time(window.keep),
+    }
+
+
+def _aggregates(table: TableSpec, inputs: Mapping[str, str]) -> list[list[str]]:
+    written = []
+    for each in table.aggregates:
+        options = [f"{name}={value!r}" for name, value in sorted(each.options.items())]
+        arguments = ", ".join([*([] if each.input is None else [inputs[each.input]]), *options])
+        written.append([each.name, f"{each.function}({arguments})"])
+    return written
+
+
+def fingerprint(description: Mapping[str, Any]) -> str:
+    """64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Sentences on how `now` differs from `before`, in a stable order."""
+    before = json.loads(json.dumps(before))
+    found: list[str] = []
+    if before.get("version") != now["version"]:
+        found.append(f"the plan's format was {before.get('version')}, is {now['version']}")
+    for kind, one in (("sources", "source"), ("views", "view")):
+        _members(one, before.get(kind, {}), now[kind], found)
+    old, new = before.get("append", []), now["append"]
+    found += [f"table {name!r} is new" for name in new if name not in old]
+    found += [f"table {name!r} is gone" for name in old if name not in new]
+    return found
+
+
+def _members(kind: str, before: Mapping[str, Any], now: Mapping[str, Any], found: list[str], inside: str = "") -> None:
+    for name in sorted({*before, *now}):
+        label = f"{inside}{kind} {name!r}"
+        if name not in before:
+            found.append(f"{label} is new")
+        elif name not in now:
+            found.append(f"{label} is gone")
+        elif isinstance(now[name], Mapping) and isinstance(before[name], Mapping):
+            _facts(label, before[name], now[name], found)
+        elif before[name] != now[name]:
+            found.append(f"{label} was {before[name]}, is {now[name]}")
+
+
+# Facts that are ordered pairs of a name and a text, and what one of them is called.
+_ORDERED = {"keys": "key", "key types": "type of key", "aggregates": "aggregate", "aggregate types": "type of aggregate"}
+
+
+def _facts(label: str, before: Mapping[str, Any], now: Mapping[str, Any], found: list[str]) -> None:
+    for fact in sorted({*before, *now}):
+        old, new = before.get(fact), now.get(fact)
+        if old == new:
+            continue
+        if fact in _ORDERED:
+            count = len(found)
+            _members(_ORDERED[fact], dict(old or []), dict(new or []), found, f"{label}: ")
+            if len(found) == count:
+                found.append(f"{label}: order of {fact} was {_names(old)}, is {_names(new)}")
+        elif fact == "columns":
+            _members("column", old or {}, new or {}, found, f"{label}: ")
+        elif fact == "steps":
+            found.append(f"{label}: steps were {_listed(old)}, are {_listed(new)}")
+        elif isinstance(old, Mapping) and isinstance(new, Mapping):
+            _facts(f"{label}: {fact}", old, new, found)
+        else:
+            found.append(f"{label}: {fact} was {_said(old)}, is {_said(new)}")
+
+
+def _names(pairs: Any) -> str:
+    return ", ".join(name for name, _ in pairs)
+
+
+def _listed(steps: Any) -> str:
+    return " then ".join(steps) if steps else "none"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={each}" for name, each in value.items() if each is not None)
+    return "none" if value is None else str(value)
