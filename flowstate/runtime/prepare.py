@@ -1,0 +1,93 @@
+"""From rows of a split to what each owner is sent: watermark before each row, expressions, late rows, dead letters, routing.
+
+A pure function of the log: how rows are cut into stretches, and who does this, cannot change what a row becomes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from flowstate.exchange.route import Router
+from flowstate.plan.position import FOREVER, NEVER, OFFSET, TIME, WATERMARK, later
+from flowstate.plan.spec import DEAD_LETTER_SCHEMA, DEAD_LETTERS, JobPlan, TableSpec
+from flowstate.source.base import Rows
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Owner -> table -> rows, and the newest event time after them."""
+
+    newest: int
+    owners: Mapping[int, Mapping[str, pa.RecordBatch]]
+
+
+class Preparer:
+    """Knows the plan and the router; holds nothing else."""
+
+    def __init__(self, plan: JobPlan, router: Router) -> None:
+        self.plan, self.router = plan, router
+        self.lateness = [each.lateness for each in plan.sources]
+        self.routes = [[route for route in plan.routes if route.source == number] for number in range(len(plan.sources))]
+
+    def prepare(self, source: int, rows: Rows, newest: int, floor: int) -> Prepared:
+        """`newest` and `floor` hold before the rows. Owners without rows are not in the result."""
+        owners: dict[int, dict[str, pa.RecordBatch]] = {}
+        home = self.router.owner_of_split(rows.split)
+        dead = [rows.dead] if rows.dead.num_rows else []
+        if rows.batch.num_rows:
+            batch, newest = self._with_watermark(source, rows.batch, newest, floor)
+            for route in self.routes[source]:
+                prepared = route.prepare(batch, rows.split)
+                spec = self.plan.tables[route.table]
+                assert isinstance(spec, TableSpec)
+                for owner, part in self.router.split(prepared.rows, spec.routing_keys).items():
+                    owners.setdefault(owner, {})[route.table] = part
+                if prepared.late is not None and prepared.late.num_rows and route.late_table:
+                    owners.setdefault(home, {})[route.late_table] = prepared.late
+                if prepared.failed.num_rows:
+                    dead.append(self._failed(source, rows, prepared.failed, route.table))
+        if dead:
+            letters = pa.Table.from_batches(dead).combine_chunks().sort_by("offset")
+            owners.setdefault(home, {})[DEAD_LETTERS] = letters.to_batches()[0]
+        return Prepared(newest, owners)
+
+    def _with_watermark(self, source: int, batch: pa.RecordBatch, newest: int, floor: int) -> tuple[pa.RecordBatch, int]:
+        """The batch with `__watermark`: of the row's own split, just before the row."""
+        if TIME not in batch.schema.names:
+            constant = np.full(batch.num_rows, max(later(newest, 0), floor), np.int64)
+            return batch.append_column(WATERMARK, pa.array(constant)), newest
+        times = batch.column(TIME).to_numpy(zero_copy_only=True)
+        running = np.maximum.accumulate(times)
+        before = np.empty_like(running)
+        before[0], before[1:] = newest, running[:-1]
+        np.maximum(before, newest, out=before)
+        lateness = self.lateness[source]
+        limit = NEVER + lateness
+        marks = np.where(before < limit, NEVER, np.where(before == FOREVER, FOREVER, before - lateness))
+        np.maximum(marks, floor, out=marks)
+        return batch.append_column(WATERMARK, pa.array(marks)), max(newest, int(running[-1]))
+
+    def _failed(self, source: int, rows: Rows, failed: pa.RecordBatch, table: str) -> pa.RecordBatch:
+        """Rows whose expressions failed, as dead letters. What is left of the record is its decoded columns, as JSON."""
+        offsets = rows.batch.column(OFFSET).to_numpy()
+        visible = [name for name in rows.batch.schema.names if not name.startswith("__")]
+        letters = []
+        for offset, reason in zip(*(column.to_pylist() for column in failed.columns), strict=True):
+            row = rows.batch.slice(int(np.searchsorted(offsets, offset)), 1).select(visible).to_pylist()[0]
+            letters.append(
+                {
+                    "source": self.plan.sources[source].name,
+                    "split": rows.split,
+                    "offset": offset,
+                    "view": table,
+                    "reason": reason,
+                    "raw": json.dumps(row, default=str, ensure_ascii=False).encode(),
+                    "recorded": None,
+                }
+            )
+        return pa.RecordBatch.from_pylist(letters, schema=DEAD_LETTER_SCHEMA)
