@@ -10,6 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowstate.errors import InvalidFlow
+from flowstate.plan.output import StagedOutput
+
+__all__ = ["ChunkRef", "Manifest", "SavedState", "StagedOutput"]
+
+SCHEMA = 1
+
 
 @dataclass(frozen=True)
 class ChunkRef:
@@ -34,17 +41,34 @@ class SavedState:
     tables: Mapping[str, tuple[ChunkRef, ...]]
     extras: Mapping[str, Any] = field(default_factory=dict)
     as_of: float = 0.0  # Unix time
+    segments: Mapping[str, int] = field(default_factory=dict)  # rows written in each segment that is referred to
 
+    def dump(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "marks": {split: list(mark) for split, mark in self.marks.items()},
+            "tables": {
+                table: [
+                    [each.id, each.version, each.segment, each.start, each.length, each.index, each.rows, each.checksum]
+                    for each in chunks
+                ]
+                for table, chunks in self.tables.items()
+            },
+            "extras": dict(self.extras),
+            "as_of": self.as_of,
+            "segments": dict(self.segments),
+        }
 
-@dataclass(frozen=True)
-class StagedOutput:
-    """Output of a sink that waits to be published: `path` in the store, `target` name that the sink publishes it under."""
-
-    sink: int
-    path: str
-    target: str
-    rows: int
-    checksum: str
+    @staticmethod
+    def parse(data: Mapping[str, Any]) -> SavedState:
+        """The inverse of `dump`."""
+        return SavedState(
+            data["marks"],
+            {table: tuple(ChunkRef(*each) for each in chunks) for table, chunks in data["tables"].items()},
+            data["extras"],
+            data["as_of"],
+            data["segments"],
+        )
 
 
 @dataclass(frozen=True)
@@ -56,5 +80,32 @@ class Manifest:
     state: SavedState | None = None
     staged: tuple[StagedOutput, ...] = ()
     handed: Mapping[str, int] = field(default_factory=dict)
-    schema: int = 1  # version of this format
+    schema: int = SCHEMA  # version of this format
     ended: bool = False  # all splits ended and everything is handed over
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data for JSON; `version` is the entry's own number and not part of it."""
+        return {
+            "schema": self.schema,
+            "epoch": self.epoch,
+            "state": None if self.state is None else self.state.dump(),
+            "staged": [[each.sink, each.path, each.target, each.rows, each.checksum] for each in self.staged],
+            "handed": dict(self.handed),
+            "ended": self.ended,
+        }
+
+    @staticmethod
+    def parse(version: int, data: Mapping[str, Any]) -> Manifest:
+        """The inverse of `dump`; `version` is the number of the entry that held it."""
+        if data["schema"] != SCHEMA:
+            message = "this snapshot was written by another version of flowstate; read it with that one"
+            raise InvalidFlow(message, schema=data["schema"], known=SCHEMA)
+        return Manifest(
+            version,
+            data["epoch"],
+            None if data["state"] is None else SavedState.parse(data["state"]),
+            tuple(StagedOutput(*each) for each in data["staged"]),
+            data["handed"],
+            data["schema"],
+            data["ended"],
+        )

@@ -1,0 +1,153 @@
+"""What is decided about a split, once for all: who may read it, its floors, where it starts and ends.
+
+One chain per split. The supervisor raises the reader epoch and sets the end; the reader of that epoch appends floors. All contend on the
+same chain, so a floor by a replaced reader either is in the record that the next reader loads, or is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flowstate.errors import Fenced, InternalError, Unavailable
+from flowstate.plan.position import Floor
+from flowstate.snapshot.chain import Chain
+from flowstate.snapshot.layout import SPLITS, quoted
+from flowstate.store import Store
+
+_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """`end` is exclusive, None while the split may grow. `label` and `hint` are the source's (`SplitInfo`)."""
+
+    reader_epoch: int
+    floors: tuple[Floor, ...] = ()
+    end: int | None = None
+    start: int = 0
+    label: str = ""
+    hint: Mapping[str, str] | None = None
+
+    def dump(self, split: str) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "split": split,
+            "reader_epoch": self.reader_epoch,
+            "floors": [list(floor) for floor in self.floors],
+            "end": self.end,
+            "start": self.start,
+            "label": self.label,
+            "hint": None if self.hint is None else dict(self.hint),
+        }
+
+    @staticmethod
+    def parse(data: Mapping[str, Any]) -> SplitRecord:
+        """The inverse of `dump`."""
+        floors = tuple(Floor(*each) for each in data["floors"])
+        return SplitRecord(data["reader_epoch"], floors, data["end"], data["start"], data["label"], data["hint"])
+
+
+class SplitRecords:
+    """All split records of a store. Every method is a compare-and-swap loop of its own."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def chain(self, split: str) -> Chain:
+        """The chain of one split."""
+        return Chain(self.store, f"{SPLITS}/{quoted(split)}")
+
+    def names(self) -> list[str]:
+        """All splits that have a record, sorted."""
+        found = []
+        for folder in self.store.list(SPLITS):
+            latest = Chain(self.store, f"{SPLITS}/{folder}").latest()
+            if latest is not None:
+                found.append(str(latest[1]["split"]))
+        return sorted(found)
+
+    def load(self, split: str) -> SplitRecord | None:
+        """The newest record, None when there is none."""
+        latest = self.chain(split).latest()
+        return None if latest is None else self._parse(split, latest[1])
+
+    def raise_epoch(
+        self,
+        split: str,
+        *,
+        epoch: int | None = None,
+        start: int = 0,
+        end: int | None = None,
+        label: str | None = None,
+        hint: Mapping[str, str] | None = None,
+    ) -> SplitRecord:
+        """A new reader epoch: one above the recorded one, or `epoch` (Fenced when that is not above it).
+
+        A split without a record gets one; `start` and `end` count only then. An end that is not known yet may be given later.
+        `label` and `hint` replace the recorded ones when given.
+        """
+
+        def change(record: SplitRecord | None) -> SplitRecord:
+            recorded = 0 if record is None else record.reader_epoch
+            wanted = recorded + 1 if epoch is None else epoch
+            if wanted <= recorded:
+                raise Fenced("another run reads this split", split=split, epoch=wanted, newest=recorded)
+            if record is None:
+                return SplitRecord(wanted, (), end, start, label or "", hint)
+            return replace(
+                record,
+                reader_epoch=wanted,
+                end=end if record.end is None else record.end,
+                label=record.label if label is None else label,
+                hint=record.hint if hint is None else hint,
+            )
+
+        return self._change(split, change)
+
+    def append_floor(self, split: str, reader_epoch: int, floor: Floor) -> SplitRecord:
+        """The record with `floor` as its last. Fenced, with both numbers, when another epoch reads the split. A floor that is the last
+        one already is not added twice, so a call may be repeated."""
+
+        def change(record: SplitRecord | None) -> SplitRecord:
+            if record is None:
+                raise InternalError("a floor for a split without a record", split=split)
+            if record.reader_epoch != reader_epoch:
+                raise Fenced(
+                    "another run reads this split", split=split, epoch=reader_epoch, newest=record.reader_epoch
+                )
+            if record.floors and record.floors[-1] == floor:
+                return record
+            if record.floors and floor.offset < record.floors[-1].offset:
+                raise InternalError("a floor below the last one", split=split, floor=floor, last=record.floors[-1])
+            return replace(record, floors=(*record.floors, Floor(*floor)))
+
+        return self._change(split, change)
+
+    def set_end(self, split: str, end: int) -> SplitRecord:
+        """Decide where the split ends. The first decision stands: look at the `end` of what is returned."""
+
+        def change(record: SplitRecord | None) -> SplitRecord:
+            if record is None:
+                raise InternalError("an end for a split without a record", split=split)
+            return record if record.end is not None else replace(record, end=end)
+
+        return self._change(split, change)
+
+    def _change(self, split: str, change: Callable[[SplitRecord | None], SplitRecord]) -> SplitRecord:
+        chain = self.chain(split)
+        for _ in range(_ATTEMPTS):
+            latest = chain.latest()
+            before = None if latest is None else self._parse(split, latest[1])
+            after = change(before)
+            if after == before:
+                return after
+            if chain.append((latest[0] if latest else 0) + 1, after.dump(split)):
+                return after
+        raise Unavailable("too many writers of one split record; try again", split=split)
+
+    def _parse(self, split: str, entry: Mapping[str, Any]) -> SplitRecord:
+        if entry["split"] != split:
+            raise InternalError("two splits share a record", split=split, other=entry["split"])
+        return SplitRecord.parse(entry)
