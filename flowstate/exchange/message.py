@@ -71,10 +71,15 @@ class Marker:
     cut: int
 
 
+@dataclass(frozen=True)
+class Closed:
+    """On the wire only: this stream is over."""
+
+
 Message = Start | Batch | Marker
 
 
-def encode(stream: StreamId, message: Message) -> pa.Buffer:
+def encode(stream: StreamId, message: Message | Closed) -> pa.Buffer:
     """The bytes of a message."""
     header: dict[str, object] = {"stream": stream}
     bodies: list[pa.Buffer] = []
@@ -83,6 +88,8 @@ def encode(stream: StreamId, message: Message) -> pa.Buffer:
             header |= {"kind": "start", "at": message.at, "newest": message.newest, "floors": message.floors}
         case Marker():
             header |= {"kind": "marker", "cut": message.cut}
+        case Closed():
+            header["kind"] = "closed"
         case Batch():
             tables = []
             for name, rows in message.rows.items():
@@ -108,7 +115,7 @@ def encode(stream: StreamId, message: Message) -> pa.Buffer:
     return out.getvalue()
 
 
-def decode(buffer: pa.Buffer) -> tuple[StreamId, Message]:
+def decode(buffer: pa.Buffer) -> tuple[StreamId, Message | Closed]:
     """A message from its bytes; columns are aligned copies where the buffer is not. `CorruptData` if it is not a message."""
     try:
         view = memoryview(buffer)
@@ -121,6 +128,8 @@ def decode(buffer: pa.Buffer) -> tuple[StreamId, Message]:
                 return stream, Start(Place(*header["at"]), header["newest"], floors)
             case "marker":
                 return stream, Marker(header["cut"])
+            case "closed":
+                return stream, Closed()
             case "batch":
                 rows, at = {}, 4 + size
                 for name, length in header["tables"]:

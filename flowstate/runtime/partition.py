@@ -150,7 +150,7 @@ class Partition:
         return {
             split: (reading.at.offset, reading.stop_before())
             for split, reading in self.readings.items()
-            if reading.wanted and not (self.table.draining and reading.end is None)
+            if reading.wanted and not self.table.stopping and not (self.table.draining and reading.end is None)
         }
 
     def read(self, rows: Rows, now: float) -> list[Instruction]:
@@ -219,6 +219,7 @@ class Partition:
         link = self.links.get(stream.split)
         if link is not None and link.stream == stream and link.closed_at is None:
             link.closed_at = now
+            link.queue.clear()
 
     def attach(self, now: float) -> list[Instruction]:
         """O1: ask for every split that nobody sends."""
@@ -230,7 +231,7 @@ class Partition:
             if link is not None:
                 if link.closed_at is None and (link.started or now - link.asked < self.patience.answer):
                     continue
-                if link.closed_at is not None and (link.queue or now - link.closed_at < self.patience.again):
+                if link.closed_at is not None and now - link.closed_at < self.patience.again:
                     continue
                 if link.closed_at is None:
                     out.append(Close(link.stream))
@@ -242,16 +243,18 @@ class Partition:
 
     def consumable(self) -> list[str]:
         return [
-            split for split, link in self.links.items() if link.queue and split not in self.goals and split not in self.held
+            split
+            for split, link in self.links.items()
+            if link.queue and link.closed_at is None and split not in self.goals and split not in self.held
         ]
 
     def consume(self, split: str) -> list[Instruction]:
         """O3: take in one message. Held splits and splits whose gap is being filled wait."""
         link = self.links.get(split)
-        if link is None or not link.queue or split in self.goals or split in self.held:
+        if link is None or link.closed_at is not None or not link.queue or split in self.goals or split in self.held:
             return []
         message = link.queue.popleft()
-        out: list[Instruction] = [Acknowledge(link.stream, 1)] if link.closed_at is None else []
+        out: list[Instruction] = [Acknowledge(link.stream, 1)]
         match message:
             case Start():
                 link.started = True

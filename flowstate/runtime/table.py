@@ -34,7 +34,8 @@ class SplitEntry:
 @dataclass(frozen=True)
 class Table:
     """`readers` lacks a split that is still joining: owners take it in first and say how far their watermark got (see
-    docs/decisions/0003). `draining`: following splits end where they are now. `finishing`: save once more and stop."""
+    docs/decisions). `draining`: following splits end where they are now. `stopping`: nothing is read any more. `saves`: whether the open
+cut is to be saved, or only kept for readers."""
 
     version: int = 0
     readers: Mapping[str, ReaderOf] = field(default_factory=dict)
@@ -43,7 +44,9 @@ class Table:
     splits: Mapping[str, SplitEntry] = field(default_factory=dict)
     cut: int = 0
     closed: int = 0
+    saves: bool = False
     draining: bool = False
+    stopping: bool = False
 
     def dump(self) -> dict[str, Any]:
         """Plain data for a Dask message."""

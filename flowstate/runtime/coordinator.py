@@ -1,0 +1,321 @@
+"""The supervisor of one job as a pure machine: who owns what, who reads what, which cut is open.
+
+Events come in as method calls, instructions go out as lists; the shell (`supervisor`) carries them out and reports back. The truth that
+matters is durable: epochs in the partitions' chains, reader epochs and floors in the split records. This machine only decides who is
+asked to claim them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flowstate.plan.position import NEVER, Floor, Place
+from flowstate.runtime.table import ReaderOf, SplitEntry, Table
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Raise the partition's epoch in its chain; answer with `claimed`."""
+
+    partition: int
+
+
+@dataclass(frozen=True)
+class Create:
+    """Create the actor of this incarnation on `worker`; answer with `create_failed` if it cannot be."""
+
+    partition: int
+    epoch: int
+    worker: str
+
+
+@dataclass(frozen=True)
+class Discard:
+    """This incarnation is replaced: take its actor away."""
+
+    partition: int
+    epoch: int
+    worker: str
+
+
+@dataclass(frozen=True)
+class RaiseReader:
+    """Raise the reader epoch of `split` (first appending `floor`, if given); answer with `reader_raised`."""
+
+    split: str
+    partition: int
+    floor: Floor | None = None
+
+
+@dataclass(frozen=True)
+class Tell:
+    """The table changed: send it to the workers that host partitions."""
+
+
+@dataclass(frozen=True)
+class CutDone:
+    """All partitions have taken the cut, at one position. `versions` is filled when it was saved."""
+
+    cut: int
+    position: Mapping[str, Place]
+    saved: bool = False
+    versions: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CutFailed:
+    cut: int
+    reason: str
+
+
+Instruction = Claim | Create | Discard | RaiseReader | Tell | CutDone | CutFailed
+
+
+@dataclass
+class Member:
+    """A partition as the coordinator sees it. `state` goes vacant, claiming, starting, live, ended; or failed."""
+
+    number: int
+    epoch: int = 0
+    state: str = "vacant"
+    worker: str | None = None
+    reason: str | None = None
+    failures: int = 0
+    failed_at: float = 0.0
+    live_since: float = 0.0
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds, and how often an incarnation may fail in a row before the partition is given up, visibly."""
+
+    cut: float = 5.0
+    start: float = 60.0
+    failures: int = 5
+    backoff: float = 0.5
+
+
+class Coordinator:
+    """One job. `splits` are those of the split records; readers are appointed when partitions are live."""
+
+    def __init__(self, partitions: int, splits: Mapping[str, SplitEntry], *, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.members = {number: Member(number) for number in range(partitions)}
+        self.workers: dict[str, str] = {}  # worker address -> Flight location
+        self.table = Table(version=1, splits=dict(splits))
+        self.raising: dict[str, int] = {}  # split -> partition that is to read it
+        self.joining: set[str] = set()  # splits found later that no reader may begin yet
+        self.cut_taken: dict[int, Mapping[str, Place]] = {}
+        self.cut_saved: dict[int, int] = {}
+        self.cut_opened: float | None = None
+        self.done: CutDone | None = None
+
+    # workers and partitions
+
+    def worker_joined(self, address: str, location: str, now: float) -> list[Instruction]:
+        self.workers[address] = location
+        return self.tick(now)
+
+    def worker_lost(self, address: str, now: float) -> list[Instruction]:
+        """Its partitions are vacant, and nobody reads their splits."""
+        self.workers.pop(address, None)
+        out: list[Instruction] = []
+        for member in self.members.values():
+            if member.worker == address and member.state != "failed":
+                out += self._vacate(member, "its worker was lost", now)
+        return out + self.tick(now)
+
+    def _vacate(self, member: Member, reason: str, now: float) -> list[Instruction]:
+        out: list[Instruction] = []
+        if member.worker in self.workers:
+            out.append(Discard(member.number, member.epoch, str(member.worker)))
+        if now - member.live_since > 60:
+            member.failures = 0
+        member.failures += 1
+        member.worker, member.reason, member.failed_at = None, reason, now
+        member.state = "vacant" if member.failures <= self.limits.failures else "failed"
+        readers = {split: each for split, each in self.table.readers.items() if each.partition != member.number}
+        self.raising = {split: number for split, number in self.raising.items() if number != member.number}
+        locations = {number: each for number, each in self.table.locations.items() if number != member.number}
+        return out + self._change(readers=readers, locations=locations)
+
+    def claimed(self, partition: int, epoch: int, now: float) -> list[Instruction]:
+        """The epoch is durable: from now on every older incarnation is fenced."""
+        member = self.members[partition]
+        if member.state != "claiming":
+            return []
+        worker = self._least_loaded()
+        if worker is None:
+            member.state = "vacant"
+            return []
+        member.epoch, member.state, member.worker, member.live_since = epoch, "starting", worker, now
+        return [Create(partition, epoch, worker)]
+
+    def claim_failed(self, partition: int, reason: str, now: float) -> list[Instruction]:
+        member = self.members[partition]
+        member.state, member.reason, member.failed_at = "vacant", reason, now
+        return []
+
+    def _least_loaded(self) -> str | None:
+        load = dict.fromkeys(self.workers, 0)
+        for member in self.members.values():
+            if member.worker in load and member.state in ("starting", "live", "ended"):
+                load[str(member.worker)] += 1
+        return min(load, key=lambda worker: (load[worker], worker), default=None)
+
+    def reported(self, partition: int, epoch: int, report: Mapping[str, Any], now: float) -> list[Instruction]:
+        """What an incarnation says of itself. Reports of replaced incarnations do not count."""
+        member = self.members[partition]
+        if epoch != member.epoch or member.worker is None:
+            return []
+        member.report = dict(report)
+        match report["state"]:
+            case "live" | "ended" if member.state == "starting":
+                member.state, member.live_since, member.reason = "live", now, None
+                epochs = {**self.table.epochs, partition: epoch}
+                locations = {**self.table.locations, partition: self.workers[member.worker]}
+                return self._change(epochs=epochs, locations=locations) + self.tick(now)
+            case "ended":
+                member.state = "ended"
+            case "failed" if report.get("final"):
+                member.state, member.reason = "failed", report.get("reason")
+                return []
+            case "failed" | "fenced":
+                return self._vacate(member, str(report.get("reason")), now) + self.tick(now)
+        return self._cut_progress(report, partition) + self._join_progress()
+
+    def create_failed(self, partition: int, epoch: int, reason: str, now: float) -> list[Instruction]:
+        member = self.members[partition]
+        if member.epoch != epoch or member.state != "starting":
+            return []
+        return self._vacate(member, reason, now) + self.tick(now)
+
+    # splits
+
+    def splits_found(self, splits: Mapping[str, SplitEntry], now: float) -> list[Instruction]:
+        """Splits that are new to a running job: all owners take them in before anybody reads them."""
+        new = {split: entry for split, entry in splits.items() if split not in self.table.splits}
+        moved = {split: entry for split, entry in splits.items() if self.table.splits.get(split, entry).hint != entry.hint}
+        if not new and not moved:
+            return []
+        self.joining |= new.keys()
+        known = {**self.table.splits, **new}
+        known |= {split: replace(known[split], hint=entry.hint, label=entry.label) for split, entry in moved.items()}
+        return self._change(splits=known) + self.tick(now)
+
+    def _join_progress(self) -> list[Instruction]:
+        """When every partition holds its watermark for a joining split, the greatest of them is the split's first floor."""
+        reports = [member.report for member in self.members.values()]
+        if not self.joining or any(member.state not in ("live", "ended") for member in self.members.values()):
+            return []
+        ready = [split for split in self.joining if all(split in each.get("position", ()) for each in reports)]
+        out: list[Instruction] = []
+        for split in ready:
+            self.joining.discard(split)
+            reached = max(int(each["reached"]) for each in reports)
+            start = self.table.splits[split].start
+            out += self._appoint(split, Floor(start, reached) if reached > NEVER else None)
+        return out
+
+    def _appoint(self, split: str, floor: Floor | None = None) -> list[Instruction]:
+        live = [member.number for member in self.members.values() if member.state in ("live", "ended")]
+        if not live:
+            return []
+        load = dict.fromkeys(live, 0)
+        for number in [each.partition for each in self.table.readers.values()] + list(self.raising.values()):
+            if number in load:
+                load[number] += 1
+        chosen = min(load, key=lambda number: (load[number], number))
+        self.raising[split] = chosen
+        return [RaiseReader(split, chosen, floor)]
+
+    def reader_raised(self, split: str, partition: int, epoch: int, now: float) -> list[Instruction]:
+        if self.raising.get(split) != partition:
+            return []
+        del self.raising[split]
+        return self._change(readers={**self.table.readers, split: ReaderOf(epoch, partition)})
+
+    def raise_failed(self, split: str, floor: Floor | None) -> list[Instruction]:
+        """The store did not take it: it is tried again at the next tick."""
+        self.raising.pop(split, None)
+        if floor is not None:
+            self.joining.add(split)
+        return []
+
+    # cuts
+
+    def open_cut(self, now: float, *, saves: bool) -> int | None:
+        """The number of a new cut, or None while one is open."""
+        if self.cut_opened is not None:
+            return None
+        self.cut_taken, self.cut_saved, self.cut_opened, self.done = {}, {}, now, None
+        self.table = replace(self.table, version=self.table.version + 1, cut=self.table.cut + 1, closed=self.table.cut, saves=saves)
+        return self.table.cut
+
+    def _cut_progress(self, report: Mapping[str, Any], partition: int) -> list[Instruction]:
+        """C4: done when the views of all current incarnations are there, at equal positions."""
+        taken = report.get("cut")
+        if taken and self.cut_opened is not None and taken["cut"] == self.table.cut:
+            self.cut_taken[partition] = {split: Place(*place) for split, place in taken["position"].items()}
+            if len(self.cut_taken) == len(self.members):
+                positions = list(self.cut_taken.values())
+                self.cut_opened = None
+                out = self._change(close=False, closed=self.table.cut)
+                if any(position != positions[0] for position in positions):
+                    return [*out, CutFailed(self.table.cut, "partitions took the cut at different positions")]
+                self.done = CutDone(self.table.cut, positions[0])
+                return [*out, self.done]
+        saved = report.get("cut_saved")
+        if saved and self.done is not None and saved["cut"] == self.done.cut:
+            self.cut_saved[partition] = saved["version"]
+            if len(self.cut_saved) == len(self.members):
+                done, self.done = replace(self.done, saved=True, versions=dict(self.cut_saved)), None
+                return [done]
+        return []
+
+    # changes and time
+
+    def _change(self, *, close: bool = True, **news: Any) -> list[Instruction]:
+        """C3: every change closes the cut that is open."""
+        out: list[Instruction] = [Tell()]
+        if close:
+            news["closed"] = self.table.cut
+            if self.cut_opened is not None:
+                self.cut_opened = None
+                out.append(CutFailed(self.table.cut, "a partition or a split moved meanwhile"))
+        self.table = replace(self.table, version=self.table.version + 1, **news)
+        return out
+
+    def drain(self) -> list[Instruction]:
+        return [] if self.table.draining else self._change(draining=True)
+
+    def stop(self) -> list[Instruction]:
+        return [] if self.table.stopping else self._change(stopping=True)
+
+    def tick(self, now: float) -> list[Instruction]:
+        """Vacant partitions are claimed, splits without a reader get one, a cut that takes too long is closed."""
+        out: list[Instruction] = []
+        for member in self.members.values():
+            wait = self.limits.backoff * (2 ** (member.failures - 1) if member.failures > 1 else 0)
+            if member.state == "vacant" and self.workers and now - member.failed_at >= wait:
+                member.state = "claiming"
+                out.append(Claim(member.number))
+            elif member.state == "starting" and now - member.live_since > self.limits.start:
+                out += self._vacate(member, "it did not come up in time", now)
+        settled = all(member.state not in ("vacant", "claiming", "starting") or member.failures for member in self.members.values())
+        if settled:
+            for split in self.table.splits:
+                if split not in self.table.readers and split not in self.raising and split not in self.joining:
+                    out += self._appoint(split)
+            out += self._join_progress()
+        if self.cut_opened is not None and now - self.cut_opened > self.limits.cut:
+            cut, self.cut_opened = self.table.cut, None
+            out += [*self._change(closed=cut), CutFailed(cut, "it was not aligned in time")]
+        return out
+
+    @property
+    def finished(self) -> bool:
+        return all(member.state == "ended" for member in self.members.values())
