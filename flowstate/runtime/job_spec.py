@@ -1,0 +1,30 @@
+"""A job as it is given to the cluster: frozen, pickled once by the driver for the scheduler and the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowstate.plan.spec import JobPlan
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """`every`, `idle_after` and `discover` are seconds. `keep` is how many snapshots of each partition stay. `generation` and `seed` are
+    decided when the run is claimed."""
+
+    name: str
+    plan: JobPlan
+    snapshots: str
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    partitions: int = 2
+    every: float = 10.0
+    keep: int = 10
+    key_groups: int = 128
+    idle_after: float = 30.0
+    discover: float = 5.0
+    block_rows: int = 16_384
+    generation: int = 1
+    seed: int = 0
+    run: int = 0
