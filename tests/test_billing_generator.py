@@ -146,8 +146,17 @@ def test_a_log_of_another_seed_is_refused_and_left_alone(tmp_path: Path) -> None
     log = billing.FileLog(tmp_path)
     log.append(billing.events(random.Random(1), months=1))
     before = [path.read_bytes() for path in log.paths]
-    with pytest.raises(InvalidFlow, match="the seed that it was written with"):
+    with pytest.raises(InvalidFlow, match="the seed and months that it was written with"):
         log.append(billing.events(random.Random(2), months=1))
+    assert [path.read_bytes() for path in log.paths] == before
+
+
+def test_a_log_that_goes_further_is_refused_and_left_alone(tmp_path: Path) -> None:
+    log = billing.FileLog(tmp_path)
+    log.append(billing.events(random.Random(1), months=12))
+    before = [path.read_bytes() for path in log.paths]
+    with pytest.raises(InvalidFlow, match="holds other events"):
+        log.append([])
     assert [path.read_bytes() for path in log.paths] == before
 
 

@@ -52,6 +52,7 @@ EVENTS_PER_MONTH = 1_063  # on average
 LIVE_EVENTS_PER_SECOND = EVENTS_PER_MONTH / 10  # 30 event days in about 10 seconds
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OTHER_EVENTS = "the log holds other events: use an empty folder, or the seed and months that it was written with"
 
 
 class BillableEvent(NamedTuple):
@@ -171,7 +172,7 @@ class FileLog:
     ) -> int:
         """Append events as fast as possible, or paced, until they end or `stop` is set; the number that was new.
 
-        `InvalidFlow` if the files hold something else than the beginning of these events.
+        `sent` begins with the first event of the log. `InvalidFlow` if the files hold something else, or more.
         """
         stop = stop or threading.Event()
         with ExitStack() as stack:
@@ -198,6 +199,10 @@ class FileLog:
                         break
                 new[split].write(missing)
                 appended += 1
+            else:
+                for file, size in zip(old, sizes, strict=True):
+                    if file.tell() < size:
+                        raise InvalidFlow(_OTHER_EVENTS, path=file.name, offset=file.tell())
             return appended
 
     def _missing(self, old: BinaryIO, size: int, line: bytes) -> bytes:
@@ -205,9 +210,5 @@ class FileLog:
         offset = old.tell()
         there = old.read(min(len(line), size - offset)) if offset < size else b""
         if not line.startswith(there):
-            raise InvalidFlow(
-                "the log holds other events: use an empty folder, or the seed that it was written with",
-                path=old.name,
-                offset=offset,
-            )
+            raise InvalidFlow(_OTHER_EVENTS, path=old.name, offset=offset)
         return line[len(there) :]
