@@ -175,7 +175,7 @@ class ServerLink:
 
     def __init__(self, find: FindReader, stopping: Callable[[], bool]) -> None:
         self.find, self.stopping = find, stopping
-        self._out: SimpleQueue[pa.Buffer | None] = SimpleQueue()
+        self._out: SimpleQueue[tuple[StreamId, Message | Closed] | None] = SimpleQueue()
         self._mailboxes: dict[StreamId, Mailbox] = {}
         self._over = False
 
@@ -183,11 +183,11 @@ class ServerLink:
         if self._over:
             self._gone(stream)
         else:
-            self._out.put(encode(stream, message))
+            self._out.put((stream, message))
 
     def close(self, stream: StreamId) -> None:
         self._mailboxes.pop(stream, None)
-        self._out.put(encode(stream, Closed()))
+        self._out.put((stream, Closed()))
 
     def attach(self, reader: int, attach: Attach) -> None:
         raise AssertionError("a reader does not attach")
@@ -205,14 +205,14 @@ class ServerLink:
         try:
             while not self.stopping():
                 try:
-                    buffer = self._out.get(timeout=0.5)
+                    out = self._out.get(timeout=0.5)
                 except Empty:
                     if context.is_cancelled():
                         break
                     continue
-                if buffer is None:
+                if out is None:
                     break
-                writer.write_metadata(buffer)
+                writer.write_metadata(encode(*out))
         except (flight.FlightError, pa.ArrowException, OSError):
             pass
         finally:
@@ -228,7 +228,7 @@ class ServerLink:
                     attach = Attach(StreamId(*control["attach"]), Place(*control["place"]))
                     mailbox = self.find(control["reader"])
                     if mailbox is None:
-                        self._out.put(encode(attach.stream, Closed()))
+                        self._out.put((attach.stream, Closed()))
                     else:
                         self._mailboxes[attach.stream] = mailbox
                         mailbox.post_attach(attach, self)

@@ -1,0 +1,442 @@
+"""The thread of a partition: it drives the machine and carries out its instructions.
+
+Nothing here decides anything about the protocol. Other threads talk to the pump by posting; the pump never waits for another pump, for a
+send, or for the store. Readers of the state share the gate with it, one block at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+
+from functools import partial
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from flowstate.clock import Clock
+from flowstate.errors import Fenced, FlowstateError, InternalError
+from flowstate.exchange.message import Attach, Message, StreamId
+from flowstate.exchange.route import Router
+from flowstate.plan.position import Floor
+from flowstate.runtime.contents import Contents, Frozen
+from flowstate.runtime.gate import Gate
+from flowstate.runtime.instructions import (
+    Acknowledge,
+    Close,
+    CutTaken,
+    Instruction,
+    LoadRecord,
+    Put,
+    RecordFloor,
+    ResolveEnd,
+    SendAttach,
+)
+from flowstate.runtime.intake import Intake
+from flowstate.runtime.job_spec import JobSpec
+from flowstate.runtime.link import Port
+from flowstate.runtime.partition import Partition, Patience
+from flowstate.runtime.prepare import Preparer
+from flowstate.runtime.saving import Saver, SaveWork
+from flowstate.runtime.table import Table
+from flowstate.snapshot.manifest import Manifest, StagedOutput
+from flowstate.snapshot.record import SplitRecord, SplitRecords
+from flowstate.state.kernels import warm_up
+
+IDLE = 0.005  # seconds that a pump without work waits for rows
+
+
+class Surroundings(Protocol):
+    """What the pump needs of its worker process."""
+
+    def port(self, pump: Pump, location: str | None) -> Port:
+        """The way to the partitions at `location`."""
+
+    def report(self, pump: Pump, *, urgent: bool = False) -> None:
+        """Something happened that the supervisor should know."""
+
+    def keep_cut(self, pump: Pump, cut: int, frozen: Frozen) -> None:
+        """Hold a cut for its readers."""
+
+
+class Pump:
+    """One incarnation of a partition, from loading to its end."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        number: int,
+        epoch: int,
+        saver: Saver,
+        records: SplitRecords,
+        surroundings: Surroundings,
+        pool: Executor,
+        clock: Clock,
+    ) -> None:
+        self.spec, self.number, self.epoch = spec, number, epoch
+        self.saver, self.records, self.surroundings, self.pool, self.clock = saver, records, surroundings, pool, clock
+        self.gate = Gate()
+        self.state, self.reason = "loading", ""
+        self.machine: Partition | None = None
+        self.intake = Intake(spec.plan.sources, clock)
+        self.problems: dict[str, str] = {}
+        self.damaged: list[str] = []
+        self.manifest = Manifest(0, epoch)
+        self.saved_at = 0.0
+        self.save_seconds = 0.0
+        self.cut: dict[str, Any] = {}
+        self.cut_saved: dict[str, Any] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._tables: list[Table] = []
+        self._incoming: dict[StreamId, Port] = {}  # streams that this owner reads
+        self._outgoing: dict[StreamId, Port] = {}  # streams that this reader writes
+        self._saving = False
+        self._numbers = 0
+        self._shares = False
+        self._next_save = 0.0
+        self._publishing: set[StagedOutput] = set()
+        self._published: set[StagedOutput] = set()
+        self._thread = threading.Thread(target=self._run, name=f"flowstate-{spec.name}-p{number}-e{epoch}", daemon=True)
+
+    # from other threads
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Only a signal; `join` waits."""
+        self._stopping = True
+        self._wake.set()
+
+    def join(self, timeout: float) -> bool:
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def hear(self, table: Table) -> None:
+        self._post(partial(self._hear, table))
+
+    def post_attach(self, attach: Attach, port: Port) -> None:
+        self._post(partial(self._accept, attach, port))
+
+    def post_message(self, stream: StreamId, message: Message) -> None:
+        self._post(partial(self._receive, stream, message))
+
+    def post_acknowledged(self, stream: StreamId, count: int) -> None:
+        self._post(partial(self._acknowledged, stream, count))
+
+    def post_closed(self, stream: StreamId) -> None:
+        self._post(partial(self._closed, stream))
+
+    def _post(self, event: Callable[[], None]) -> None:
+        self._inbox.append(event)
+        self._wake.set()
+
+    # the thread
+
+    def _run(self) -> None:
+        try:
+            self._load()
+            self._carry_on()
+        except Fenced as error:
+            self.state, self.reason = "fenced", str(error)
+        except FlowstateError as error:
+            self.state, self.reason = "failed", f"{type(error).__name__}: {error}"
+        except Exception as error:  # whatever it is, it must be seen: the supervisor replaces this incarnation
+            self.state, self.reason = "failed", f"{type(error).__name__}: {error}"
+            import logging
+
+            logging.getLogger("flowstate").exception("partition %s of %s failed", self.number, self.spec.name)
+        finally:
+            self._close()
+            self.surroundings.report(self, urgent=True)
+
+    def _load(self) -> None:
+        warm_up()
+        self.manifest, contents, self.damaged = self.saver.load()
+        router = Router(partitions=self.spec.partitions, groups=self.spec.key_groups, seed=self.spec.seed)
+        self.machine = Partition(
+            self.number,
+            self.epoch,
+            self.spec.partitions,
+            contents,
+            Preparer(self.spec.plan, router),
+            patience=Patience(idle=self.spec.idle_after),
+        )
+        self._next_save = self.clock.monotonic() + self.spec.every
+        self.saved_at = self.manifest.state.as_of if self.manifest.state else self.clock.wall()
+        self._publish(self.manifest.staged)
+        self.state = "live"
+        self.surroundings.report(self, urgent=True)
+
+    def _carry_on(self) -> None:
+        machine = self._machine
+        while not self._stopping:
+            moved = self._drain_inbox()
+            moved |= self._consume(machine)
+            moved |= self._fill(machine)
+            moved |= self._read(machine, 0.0 if moved else IDLE)
+            now = self.clock.monotonic()
+            instructions = machine.tick(now)
+            self._carry_out(instructions)
+            self._declare_idle(machine, now)
+            self._save_if_due(machine, now)
+            if not moved and not self._inbox and not machine.readings:
+                self._wake.wait(0.02)
+            self._wake.clear()
+
+    def _drain_inbox(self) -> bool:
+        moved = False
+        while self._inbox:
+            self._inbox.popleft()()
+            moved = True
+        return moved
+
+    def _consume(self, machine: Partition) -> bool:
+        """One message of every split that has one: a block each."""
+        splits = machine.consumable()
+        for split in splits:
+            with self.gate:
+                instructions = machine.consume(split)
+            self._carry_out(instructions)
+        return bool(splits)
+
+    def _fill(self, machine: Partition) -> bool:
+        if not machine.goals:
+            return False
+        with self.gate:
+            moved = machine.fill_controls()
+        wanted = machine.fills()
+        for rows in self.intake.fill(machine.table, wanted, self.spec.block_rows, self.problems):
+            with self.gate:
+                machine.fill(rows)
+            moved = True
+        with self.gate:
+            moved |= machine.fill_controls()
+        return moved
+
+    def _read(self, machine: Partition, timeout: float) -> bool:
+        wanted = machine.reads()
+        if not wanted:
+            return False
+        moved = False
+        for rows in self.intake.read(machine.table, wanted, self.spec.block_rows, timeout, self.problems):
+            self._carry_out(machine.read(rows, self.clock.monotonic()))
+            moved = True
+        return moved
+
+    def _declare_idle(self, machine: Partition, now: float) -> None:
+        for split in machine.idle(now):
+            if self.intake.at_end(machine.table, split, machine.readings[split].at.offset):
+                self._carry_out(machine.declare_idle(split))
+
+    def _carry_out(self, instructions: Iterable[Instruction]) -> None:
+        for each in instructions:
+            match each:
+                case Put():
+                    if (port := self._outgoing.get(each.stream)) is not None:
+                        port.put(each.stream, each.message)
+                case Acknowledge():
+                    if (port := self._incoming.get(each.stream)) is not None:
+                        port.acknowledge(each.stream, each.count)
+                case SendAttach():
+                    location = self._machine.table.locations.get(each.reader)
+                    port = self.surroundings.port(self, location)
+                    self._incoming[each.attach.stream] = port
+                    port.attach(each.reader, each.attach)
+                case Close():
+                    for ends in (self._incoming, self._outgoing):
+                        if (port := ends.pop(each.stream, None)) is not None:
+                            port.close(each.stream)
+                case LoadRecord():
+                    self._aside(partial(self.records.load, each.split), partial(self._record_loaded, each))
+                case RecordFloor():
+                    self._aside(
+                        partial(self.records.append_floor, each.split, each.epoch, each.floor),
+                        partial(self._floor_recorded, each.split, each.epoch, each.floor),
+                    )
+                case ResolveEnd():
+                    self._aside(partial(self._resolve_end, each), partial(self._end_recorded, each))
+                case CutTaken():
+                    self._cut_taken(each)
+
+    def _aside(self, work: Callable[[], Any], then: Callable[[Any], None], attempt: int = 0) -> None:
+        """Do `work` on the pool, then `then` with its result on the pump. What may pass is tried again; fenced is fenced."""
+
+        def run() -> None:
+            try:
+                result = work()
+            except Fenced:
+                return  # a newer reader epoch: the table that says so is on its way
+            except Exception as error:
+                self.problems["store"] = str(error)
+                timer = threading.Timer(min(5.0, 0.2 * 2**attempt), self._post, [partial(self._aside, work, then, attempt + 1)])
+                timer.daemon = True
+                timer.start()
+                return
+            self.problems.pop("store", None)
+            self._post(partial(then, result))
+
+        if not self._stopping:
+            self.pool.submit(run)
+
+    # events
+
+    @property
+    def _machine(self) -> Partition:
+        assert self.machine is not None
+        return self.machine
+
+    def _hear(self, table: Table) -> None:
+        with self.gate:
+            instructions = self._machine.hear(table)
+        self._carry_out(instructions)
+        self.surroundings.report(self, urgent=True)
+
+    def _accept(self, attach: Attach, port: Port) -> None:
+        instructions = self._machine.accept(attach)
+        if any(isinstance(each, Put) for each in instructions):
+            self._outgoing[attach.stream] = port
+        else:
+            port.close(attach.stream)
+        self._carry_out(instructions)
+
+    def _receive(self, stream: StreamId, message: Message) -> None:
+        self._carry_out(self._machine.receive(stream, message))
+
+    def _acknowledged(self, stream: StreamId, count: int) -> None:
+        self._machine.acknowledged(stream, count)
+
+    def _closed(self, stream: StreamId) -> None:
+        self._incoming.pop(stream, None)
+        self._outgoing.pop(stream, None)
+        self._machine.stream_closed(stream, self.clock.monotonic())
+
+    def _record_loaded(self, request: LoadRecord, record: SplitRecord | None) -> None:
+        if record is None:
+            raise InternalError("a split without a record", split=request.split)
+        self._carry_out(self._machine.record_loaded(request.split, request.epoch, record, self.clock.monotonic()))
+
+    def _floor_recorded(self, split: str, epoch: int, floor: Floor, _: SplitRecord) -> None:
+        self._carry_out(self._machine.floor_recorded(split, epoch, floor))
+
+    def _resolve_end(self, request: ResolveEnd) -> SplitRecord:
+        table = self._machine.table
+        return self.records.set_end(request.split, Intake.resolve_end(self.spec.plan.sources, table, request.split))
+
+    def _end_recorded(self, request: ResolveEnd, record: SplitRecord) -> None:
+        assert record.end is not None
+        self._carry_out(self._machine.end_recorded(request.split, request.epoch, record.end))
+
+    def _cut_taken(self, taken: CutTaken) -> None:
+        position = {split: list(place) for split, place in taken.frozen.marks.position.items()}
+        self.cut = {"cut": taken.cut, "position": position}
+        self.surroundings.keep_cut(self, taken.cut, taken.frozen)
+        if self._machine.table.saves and not self._saving:
+            with self.gate:
+                frozen = self._contents.freeze()  # nothing was applied since: the cut was taken in this very step
+            self._save(frozen, taken.cut)
+        self.surroundings.report(self, urgent=True)
+
+    # saving
+
+    @property
+    def _contents(self) -> Contents:
+        return self._machine.contents
+
+    def _save_if_due(self, machine: Partition, now: float) -> None:
+        """By itself only when no saved cut came for twice the interval, or at the end."""
+        if self._saving or self.state in ("ended", "failed"):
+            return
+        if machine.ended:
+            if not self._publishing and not self.manifest.ended:
+                with self.gate:
+                    frozen = machine.contents.freeze()
+                self._save(frozen, None)
+            elif self.manifest.ended:
+                self.state = "ended"
+                self.surroundings.report(self, urgent=True)
+        elif now >= self._next_save + self.spec.every:
+            with self.gate:
+                frozen = machine.contents.freeze()
+            self._save(frozen, None)
+
+    def _save(self, frozen: Frozen, cut: int | None) -> None:
+        self._saving = True
+        self._numbers += 1
+        contents = self._contents
+        due = contents.take_due(frozen)
+        unpublished = tuple(each for each in self.manifest.staged if each not in self._published)
+        work = SaveWork(
+            self._numbers,
+            frozen,
+            due,
+            dict(contents.handed),
+            unpublished,
+            self.manifest,
+            self._shares,
+            frozen.marks.ended and self._machine.ended,
+            cut,
+        )
+        self._next_save = self.clock.monotonic() + self.spec.every
+        self.pool.submit(self._save_aside, work)
+
+    def _save_aside(self, work: SaveWork) -> None:
+        began = self.clock.monotonic()
+        try:
+            manifest = self.saver.save(work)
+        except Exception as error:
+            given_back: dict[int, list[pa.RecordBatch]] = {}
+            for sink, due in work.due.items():
+                given_back[sink] = due.rows(work.frozen)
+            self._post(partial(self._save_failed, work, given_back, str(error)))
+            return
+        self._post(partial(self._saved, work, manifest, self.clock.monotonic() - began))
+
+    def _save_failed(self, work: SaveWork, rows: dict[int, list[pa.RecordBatch]], reason: str) -> None:
+        """Nothing is lost: what was to be handed over waits, and the next save tries again."""
+        work.frozen.release()
+        for sink, each in rows.items():
+            if each:
+                self._contents.give_back(sink, each)
+        self.problems["snapshot"] = reason
+        self._saving = False
+        self._next_save = self.clock.monotonic() + min(1.0, self.spec.every) - self.spec.every
+
+    def _saved(self, work: SaveWork, manifest: Manifest | None, seconds: float) -> None:
+        work.frozen.release()
+        self._saving = False
+        if manifest is None:
+            raise Fenced("a newer run owns this partition", partition=self.number, epoch=self.epoch)
+        self.problems.pop("snapshot", None)
+        self._published -= set(self.manifest.staged) - set(manifest.staged)
+        self.manifest, self._shares = manifest, True
+        self.saved_at, self.save_seconds = self.clock.wall(), seconds
+        self._publish(manifest.staged)
+        if work.cut is not None:
+            self.cut_saved = {"cut": work.cut, "version": manifest.version}
+        self.surroundings.report(self, urgent=True)
+
+    def _publish(self, staged: Iterable[StagedOutput]) -> None:
+        for each in staged:
+            if each not in self._publishing and each not in self._published:
+                self._publishing.add(each)
+                self._aside(partial(self.saver.publish, each), partial(self._on_published, each))
+
+    def _on_published(self, staged: StagedOutput, _: None) -> None:
+        self._publishing.discard(staged)
+        self._published.add(staged)
+
+    def _close(self) -> None:
+        self.intake.close()
+        for ends in (self._incoming, self._outgoing):
+            for stream, port in ends.items():
+                port.close(stream)
+            ends.clear()
+        if self._stopping and self.state in ("loading", "live", "ended"):
+            self.state = "stopped" if self.state != "ended" else "ended"
+
+

@@ -1,0 +1,121 @@
+"""What is done beside the pump, on a small pool: load a saved state, save a frozen one, publish staged output.
+
+A save is the protocol's K1: view -> stage the output -> segment -> manifest that names both -> publish -> the next manifest drops the
+name. Whatever of it is still in flight when this incarnation is replaced changes nothing: only the manifest decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from flowstate.clock import Clock
+from flowstate.errors import CorruptData, Fenced
+from flowstate.plan.keys import key_groups, owner_of_groups, split_owner
+from flowstate.runtime.contents import Contents, Due, Frozen
+from flowstate.runtime.job_spec import JobSpec
+from flowstate.sink import make_sink
+from flowstate.snapshot.layout import partition as partition_prefix
+from flowstate.snapshot.manifest import Manifest, StagedOutput
+from flowstate.snapshot.partition_chain import PartitionChain
+from flowstate.snapshot.segment import load_tables, save_state
+from flowstate.store import Store
+
+
+@dataclass(frozen=True)
+class SaveWork:
+    """One save. `number` is unique in this incarnation; `cut` is set when the frozen state is that of a cut."""
+
+    number: int
+    frozen: Frozen
+    due: Mapping[int, Due]
+    handed: Mapping[int, int]
+    unpublished: tuple[StagedOutput, ...]
+    previous: Manifest
+    shares: bool  # whether `previous` was saved by this incarnation, so that unchanged chunks can be shared with it
+    ended: bool
+    cut: int | None
+
+
+class Saver:
+    """The store's side of one incarnation."""
+
+    def __init__(self, spec: JobSpec, partition: int, epoch: int, store: Store, clock: Clock) -> None:
+        self.spec, self.partition, self.epoch, self.store, self.clock = spec, partition, epoch, store, clock
+        self.chain = PartitionChain(store, spec.generation, partition)
+        self.sinks = [make_sink(each) for each in spec.plan.sinks]
+        self.prefix = partition_prefix(spec.generation, partition)
+
+    def load(self) -> tuple[Manifest, Contents, list[str]]:
+        """The state of the newest manifest, whose epoch must be this one's; else of an older one, if chunks are damaged (K4: with the
+        newest hand-over marks, so that no output comes twice). Also what was damaged."""
+        manifest = self.chain.load()
+        if manifest is None or manifest.epoch != self.epoch:
+            newest = None if manifest is None else manifest.epoch
+            raise Fenced("a newer run owns this partition", partition=self.partition, epoch=self.epoch, newest=newest)
+        contents = Contents(self.spec.plan, self.spec.seed)
+        if manifest.state is None:
+            return manifest, contents, []
+        damaged: list[str] = []
+        for candidate in self.chain.saved():
+            if isinstance(candidate, CorruptData) or candidate.state is None:
+                continue
+            try:
+                tables = load_tables(self.store, candidate.state)
+            except CorruptData as damage:
+                damaged.append(str(damage))
+                continue
+            contents.restore(replace(candidate, handed=manifest.handed), tables)
+            return manifest, contents, damaged
+        raise CorruptData("no saved state of this partition can be read; restore the snapshot folder", damage=damaged)
+
+    def save(self, work: SaveWork) -> Manifest | None:
+        """The manifest that was committed, or None if a newer incarnation owns the partition."""
+        staged = list(work.unpublished)
+        for sink, due in work.due.items():
+            rows = due.rows(work.frozen)
+            if rows:
+                table = pa.Table.from_batches(rows)
+                prepared = self.sinks[sink].prepare(self.store, self.prefix, self.partition, self.epoch, work.number, table)
+                staged += [replace(each, sink=sink) for each in prepared]
+        state = save_state(
+            self.store,
+            self.prefix,
+            self.epoch,
+            work.number,
+            {name: view.chunks for name, view in work.frozen.views.items()},
+            work.previous.state if work.shares else None,
+            work.frozen.marks.dump(),
+            dict(work.frozen.extras),
+            self.clock.wall(),
+        )
+        manifest = Manifest(
+            work.previous.version + 1,
+            self.epoch,
+            state,
+            tuple(staged),
+            {str(sink): watermark for sink, watermark in work.handed.items()},
+            ended=work.ended and not staged,
+        )
+        return self.chain.commit(work.previous.version, manifest)
+
+    def publish(self, staged: StagedOutput) -> None:
+        """Idempotent by name."""
+        self.sinks[staged.sink].publish(self.store, staged)
+
+
+class Ownership:
+    """Which saved rows are a partition's own when the number of partitions has changed."""
+
+    def __init__(self, spec: JobSpec, partition: int) -> None:
+        self.spec, self.partition = spec, partition
+
+    def keys(self, hashes: np.ndarray) -> np.ndarray:
+        groups = key_groups(hashes, self.spec.key_groups)
+        return np.asarray(owner_of_groups(groups, self.spec.key_groups, self.spec.partitions) == self.partition)
+
+    def split(self, split: str) -> bool:
+        return split_owner(split, self.spec.seed, self.spec.key_groups, self.spec.partitions) == self.partition
