@@ -55,9 +55,7 @@ def main() -> int:
             day = job["hourly_impressions"]["ad-00"].sort_by("hour")  # one key: all its hours
             print("ad-00 per hour:", *day["impressions"].to_pylist())
 
-            best = job.sql(
-                "select id, sum(impressions) from hourly_impressions group by id order by 2 desc limit 3"
-            )
+            best = job.sql("select id, sum(impressions) from hourly_impressions group by id order by 2 desc limit 3")
             for advertisement, total in best.fetchall():
                 print(f"{advertisement}: {total} impressions")
 
