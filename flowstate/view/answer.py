@@ -57,7 +57,7 @@ class Answer:
     def of(schema: pa.Schema) -> Answer | None:
         """The answer that a schema carries, if it does."""
         raw = (schema.metadata or {}).get(METADATA_KEY)
-        return None if raw is None else _decode(json.loads(raw))
+        return None if raw is None else answer_of_data(json.loads(raw))
 
     @staticmethod
     def merge(answers: Sequence[Answer], *, consistent: bool = False) -> Answer:
@@ -66,7 +66,8 @@ class Answer:
         return Answer(first.job, first.view, tuple(part for each in answers for part in each.parts), consistent)
 
 
-def _decode(data: dict[str, object]) -> Answer:
+def answer_of_data(data: dict[str, object]) -> Answer:
+    """An Answer from what `dataclasses.asdict` and JSON made of it."""
     parts = []
     for part in data["parts"]:  # type: ignore[attr-defined]
         part["position"] = {split: Place(*place) for split, place in part["position"].items()}

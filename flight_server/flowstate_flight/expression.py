@@ -1,0 +1,95 @@
+"""Filters on the wire: as Substrait, with a base schema of just the columns that the filter names.
+
+Substrait is the only form in which pyarrow lets an expression travel without pickle. The base schema tells the server which columns
+to read, so a filter needs no column that it does not name, and a type that changed since is noticed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.substrait
+
+from flowstate.errors import InvalidFlow, did_you_mean
+
+# Buffers that came over the network or from a file lie where they lie. Acero copies the few that are misaligned; its default is to
+# use them and to complain on stderr, once per kernel.
+os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")
+
+
+class DecodedFilter:
+    """A filter that came in a ticket: `expression` is bound to the columns `names`, in that order."""
+
+    def __init__(self, expression: pc.Expression, names: list[str]) -> None:
+        self.expression = expression
+        self.names = names
+
+    def apply(self, table: pa.Table) -> pa.Table:
+        """The rows of `table` for which the filter is true; its columns must begin with `names`."""
+        try:
+            return table.filter(self.expression)
+        except (pa.ArrowException, NotImplementedError, ValueError, TypeError, KeyError) as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise InvalidFlow("the filter cannot be evaluated over this view", reason=reason) from None
+
+
+def decode_filter(raw: bytes, schema: pa.Schema) -> DecodedFilter:
+    """Read the filter of a ticket against the schema of its view. Raises InvalidFlow."""
+    try:
+        bound = pyarrow.substrait.deserialize_expressions(pa.py_buffer(raw))
+        expressions = list(bound.expressions.values())
+        base = bound.schema
+    except (pa.ArrowException, NotImplementedError, ValueError, TypeError, KeyError, OSError, UnicodeError):
+        raise InvalidFlow("'filter' is not a Substrait extended expression that Arrow can read") from None
+    if len(expressions) != 1:
+        raise InvalidFlow("'filter' holds one expression", expressions=len(expressions))
+    for each in base:
+        if schema.get_field_index(each.name) < 0:
+            raise InvalidFlow(f"the filter names an unknown column {each.name!r}{did_you_mean(each.name, schema.names)}")
+        expected = schema.field(each.name).type
+        if each.type != expected:
+            raise InvalidFlow("the filter takes a column for another type", column=each.name, it_is=str(expected))
+    if len(set(base.names)) != len(base.names):
+        raise InvalidFlow("the base schema of the filter names a column twice")
+    return DecodedFilter(expressions[0], list(base.names))
+
+
+def named_columns(expression: pc.Expression, schema: pa.Schema) -> list[str]:
+    """The columns of `schema` that a filter reads. Raises InvalidFlow if it names others.
+
+    An expression has no public tree, but it refuses to be encoded over a schema that lacks a column it names.
+    """
+    try:
+        expression.to_substrait(schema)
+    except (pa.ArrowException, NotImplementedError, ValueError, KeyError) as error:
+        if isinstance(error, NotImplementedError | pa.ArrowNotImplementedError):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise InvalidFlow(f"the filter does not fit the columns {', '.join(schema.names)}", reason=reason) from None
+    names = []
+    for index, each in enumerate(schema):
+        try:
+            expression.to_substrait(schema.remove(index))
+        except (pa.ArrowException, NotImplementedError, ValueError, KeyError):
+            names.append(each.name)
+    return names
+
+
+def encode_filter(expression: pc.Expression, schema: pa.Schema) -> tuple[bytes | None, list[str]]:
+    """The filter for a ticket, and the columns it reads; None for one that Substrait cannot say exactly, so that the asker
+    applies it to what comes back (all columns are named then, for nobody knows better)."""
+    try:
+        names = named_columns(expression, schema)
+        base = pa.schema([pa.field(name, schema.field(name).type) for name in names])
+        return bytes(expression.to_substrait(base)), names
+    except (NotImplementedError, pa.ArrowNotImplementedError):
+        return None, list(schema.names)
+
+
+def columns_to_read(columns: Sequence[str], condition: DecodedFilter | None) -> list[str]:
+    """Those of the filter first, then the others that were asked for."""
+    first = condition.names if condition else []
+    return [*first, *(name for name in columns if name not in set(first))]

@@ -1,0 +1,118 @@
+"""Keys as a person writes them, made into a batch of the view's key types; and who owns them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from flowstate.errors import InvalidFlow, did_you_mean
+from flowstate.plan.keys import key_groups, owner_of_groups, route_hashes
+from flowstate.view.directory import Directory, ViewInfo
+
+
+def key_text(info: ViewInfo) -> str:
+    """``(customer: string, month: timestamp[us, tz=UTC])``, for messages."""
+    return "(" + ", ".join(f"{name}: {info.schema.field(name).type}" for name in info.keys) + ")"
+
+
+def key_batch(info: ViewInfo, keys: Any) -> pa.RecordBatch:
+    """Keys to look up, as a batch of the leading key columns, each distinct key once.
+
+    `keys` is a mapping of key column to value or list of values, a tuple (one key), a list of tuples or of values, a single
+    value, or a RecordBatch or Table. Raises InvalidFlow if they do not fit the keys of the view.
+    """
+    if not info.routing_keys:
+        raise InvalidFlow(f"view {info.name!r} holds rows as they came and has no key; scan it with a filter")
+    if isinstance(keys, pa.RecordBatch | pa.Table):
+        columns = {name: keys.column(name) for name in keys.schema.names}
+    elif isinstance(keys, Mapping):
+        columns = _columns_of_mapping(keys)
+    else:
+        columns = _columns_of_rows(info, keys if isinstance(keys, list) else [keys])
+    for name in columns:
+        if name not in info.keys:
+            raise InvalidFlow(f"{_keyed(info)}, not by {name!r}{did_you_mean(name, info.keys)}")
+    names = list(info.keys[: len(columns)])
+    if set(names) != set(columns) or not set(info.routing_keys) <= set(names):
+        missing = [name for name in info.keys if name not in columns and (name in info.routing_keys or name in names)]
+        raise InvalidFlow(f"{_keyed(info)}; give its leading columns without a gap", missing=missing)
+    schema = pa.schema([pa.field(name, info.schema.field(name).type) for name in names])
+    arrays = [_typed(info, name, columns[name]) for name in names]
+    batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    return batch if batch.num_rows < 2 else _distinct(batch)
+
+
+def owners(directory: Directory, info: ViewInfo, keys: pa.RecordBatch) -> dict[int, pa.RecordBatch]:
+    """Keys by the partition that owns them."""
+    count = len(directory.partitions)
+    if count == 1:
+        return {directory.partitions[0].partition: keys}
+    hashes = route_hashes([keys.column(name) for name in info.routing_keys], directory.seed)
+    owner = owner_of_groups(key_groups(hashes, directory.key_groups), directory.key_groups, count)
+    if keys.num_rows == 1:
+        return {int(owner[0]): keys}
+    return {int(each): keys.take(pa.array(np.flatnonzero(owner == each))) for each in np.unique(owner)}
+
+
+def _keyed(info: ViewInfo) -> str:
+    return f"view {info.name!r} is keyed by {key_text(info)}"
+
+
+def _columns_of_mapping(keys: Mapping[str, Any]) -> dict[str, Any]:
+    lists = {name: value for name, value in keys.items() if isinstance(value, list | pa.Array | pa.ChunkedArray)}
+    rows = {len(value) for value in lists.values()}
+    if len(rows) > 1:
+        raise InvalidFlow("the lists of a key mapping are of unequal lengths", lengths=sorted(rows))
+    count = rows.pop() if rows else 1
+    return {name: lists[name] if name in lists else [value] * count for name, value in keys.items()}
+
+
+def _columns_of_rows(info: ViewInfo, rows: Sequence[Any]) -> dict[str, Any]:
+    tuples = [row if isinstance(row, tuple) else (row,) for row in rows]
+    widths = {len(row) for row in tuples} or {len(info.routing_keys)}
+    width = widths.pop()
+    if widths or not len(info.routing_keys) <= width <= len(info.keys):
+        raise InvalidFlow(f"{_keyed(info)}; give {_counts(info)} values for a key", given=sorted({width, *widths}))
+    return {name: [row[index] for row in tuples] for index, name in enumerate(info.keys[:width])}
+
+
+def _counts(info: ViewInfo) -> str:
+    least, most = len(info.routing_keys), len(info.keys)
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _typed(info: ViewInfo, name: str, values: Any) -> pa.Array:
+    wanted = info.schema.field(name).type
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    try:
+        if isinstance(values, pa.Array):
+            return values if values.type == wanted else values.cast(wanted)
+        for value in values:
+            _check(value, wanted)
+        return pa.array(values, wanted)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).partition("\n")[0][:150]
+        raise InvalidFlow(f"{_keyed(info)}; a value for {name!r} does not fit", reason=reason) from None
+
+
+def _check(value: object, wanted: pa.DataType) -> None:
+    """What pyarrow would convert in silence although it is probably a mistake."""
+    if isinstance(value, bool) and not pa.types.is_boolean(wanted):
+        raise TypeError("a bool is not a number")
+    if isinstance(value, float) and pa.types.is_integer(wanted):
+        raise TypeError("a float is not a whole number")
+    if isinstance(value, dt.datetime) and pa.types.is_timestamp(wanted):
+        if value.tzinfo is None and wanted.tz not in (None, "UTC"):
+            raise TypeError("a datetime for a column with a time zone needs tzinfo")
+        if value.tzinfo is not None and wanted.tz is None:
+            raise TypeError("the column has no time zone, but the datetime has")
+
+
+def _distinct(batch: pa.RecordBatch) -> pa.RecordBatch:
+    table = pa.Table.from_batches([batch]).group_by(batch.schema.names).aggregate([])
+    return table.select(batch.schema.names).combine_chunks().to_batches()[0]

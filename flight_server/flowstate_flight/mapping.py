@@ -1,0 +1,76 @@
+"""A view as a Mapping: a key to the table of its rows, read live at every access."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flowstate.errors import InvalidFlow
+from flowstate.view.directory import ViewInfo
+from flowstate_flight.client import FlightReader
+from flowstate_flight.keys import key_text
+
+
+class ViewMapping(Mapping[Any, pa.Table]):
+    """``view[key]`` is a `pa.Table` of all windows of a key; a tuple for a composite key; with the window's start as a further
+    value, just that row. KeyError when nothing is there.
+
+    Iterating gives the routing keys, each once, as they stand in that moment; `len` counts them. A key of several columns is a
+    tuple. With `cut`, everything is read in that cut.
+    """
+
+    def __init__(self, reader: FlightReader, view: str, cut: int | None = None) -> None:
+        self._reader = reader
+        self._name = view
+        self._cut = cut
+
+    @property
+    def info(self) -> ViewInfo:
+        return self._reader.info(self._name)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.info.schema
+
+    def __getitem__(self, key: Any) -> pa.Table:
+        if isinstance(key, list | slice):
+            raise InvalidFlow(f"one key at a time: view {self._name!r} is keyed by {key_text(self.info)}; see lookup")
+        table = self._reader.lookup(self._name, key, cut=self._cut)
+        if table.num_rows == 0:
+            raise KeyError(key)
+        return table
+
+    def __iter__(self) -> Iterator[Any]:
+        columns = [column.to_pylist() for column in self._keys().columns]
+        return iter(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
+
+    def __len__(self) -> int:
+        return int(self._keys().num_rows)
+
+    def lookup(self, keys: Any, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of many keys in one request; those that are not there give no row."""
+        return self._reader.lookup(self._name, keys, columns, cut=self._cut)
+
+    def to_table(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> pa.Table:
+        """Everything, or the rows for which `filter` is true."""
+        return self._reader.scan(self._name, columns, filter, cut=self._cut)
+
+    def __repr__(self) -> str:
+        info = self.info
+        values = [f"{each.name}: {each.type}" for each in info.schema if each.name not in info.keys]
+        keyed = f" keyed by {key_text(info)}" if info.keys else ", rows as they came"
+        cut = f", in cut {self._cut}" if self._cut is not None else ""
+        return f"<view {self._name!r} of job {self._reader.directory().job!r}{keyed} -> ({', '.join(values)}){cut}>"
+
+    def _keys(self) -> pa.Table:
+        info = self.info
+        if not info.routing_keys:
+            raise InvalidFlow(f"view {self._name!r} holds rows as they came and has no key; use to_table()")
+        names = list(info.routing_keys)
+        table = self._reader.scan(self._name, names, cut=self._cut)
+        if set(info.routing_keys) == set(info.keys):
+            return table
+        return table.group_by(names).aggregate([]).select(names)

@@ -1,0 +1,158 @@
+"""Connections of one reader: a Flight client per location, and idle exchanges to use again.
+
+gRPC does not survive a fork: a child that makes any Flight call hangs. So a pool refuses to work in another process than the one it
+was made in, and no pool is made in a child whose parent had used Flight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import flight
+
+from flowstate.clock import Clock
+from flowstate.errors import InvalidFlow
+from flowstate.view.answer import Answer
+from flowstate_flight.exchange_call import ExchangeCall, StreamBroken, Watchdog, broken
+from flowstate_flight.fault import from_flight
+
+#: Streams cost the server one thread each, so few are kept; more lookups at once than this open streams that are closed after use.
+IDLE_EXCHANGES = 4
+
+_forked_after_use = False
+_used = False
+
+
+def _after_fork() -> None:
+    global _forked_after_use
+    _forked_after_use = _used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Pool:
+    """Thread safe."""
+
+    def __init__(self, clock: Clock, **options: Any) -> None:
+        global _used
+        self._options = options
+        self._watchdog = Watchdog(clock)
+        self._lock = threading.Lock()
+        self._clients: dict[str, flight.FlightClient] = {}
+        self._idle: dict[tuple[str, str, str, tuple[str, ...]], list[ExchangeCall]] = {}
+        self._process = os.getpid()
+        self._closed = False
+        self._check()
+        _used = True
+
+    def client(self, location: str) -> flight.FlightClient:
+        self._check()
+        with self._lock:
+            if location not in self._clients:
+                try:
+                    self._clients[location] = flight.connect(location, **self._options)
+                except (pa.ArrowException, KeyError) as error:
+                    message = "this is no address of a Flight service; it looks like grpc://127.0.0.1:8815"
+                    raise InvalidFlow(message, address=location) from error
+            return self._clients[location]
+
+    def lookup(
+        self, location: str, job: str, view: str, partition: int, epoch: int, keys: pa.RecordBatch, patience: float
+    ) -> tuple[pa.RecordBatch, Answer]:
+        """One lookup over an idle exchange, or a new one."""
+        place = (location, job, view, tuple(keys.schema.names))
+        self._check()
+        with self._lock:
+            waiting = self._idle.get(place)
+            call = waiting.pop() if waiting else None
+        if call is not None:
+            try:
+                return self._use(place, call, partition, epoch, keys, patience)
+            except StreamBroken:
+                pass  # an idle stream does not notice that its server was replaced: only a new one can tell
+        try:
+            call = ExchangeCall(self.client(location), job, view, keys.schema, self._watchdog)
+        except (pa.ArrowException, flight.FlightError, OSError) as error:
+            raise broken(error) from error
+        return self._use(place, call, partition, epoch, keys, patience)
+
+    def _use(
+        self,
+        place: tuple[str, str, str, tuple[str, ...]],
+        call: ExchangeCall,
+        partition: int,
+        epoch: int,
+        keys: pa.RecordBatch,
+        patience: float,
+    ) -> tuple[pa.RecordBatch, Answer]:
+        try:
+            return call.lookup(partition, epoch, keys, patience)
+        finally:
+            if not call.broken:
+                with self._lock:
+                    idle = self._idle.setdefault(place, [])
+                    keep = len(idle) < IDLE_EXCHANGES and not self._closed
+                    if keep:
+                        idle.append(call)
+                if not keep:
+                    call.close()
+
+    def open(
+        self, location: str, ticket: bytes, patience: float
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Callable[[], None]]:
+        """A stream by do_get: its schema, its batches and how to end it. Each wait for the server ends after `patience`."""
+        try:
+            reader = self.client(location).do_get(flight.Ticket(ticket))
+            with self._watchdog.watch(reader, patience):
+                schema = reader.schema
+        except (pa.ArrowException, flight.FlightError, OSError) as error:
+            raise from_flight(error, location=location) from error
+        return schema, self._batches(reader, patience), reader.cancel
+
+    def _batches(self, reader: Any, patience: float) -> Iterator[pa.RecordBatch]:
+        while True:
+            try:
+                with self._watchdog.watch(reader, patience):
+                    chunk = reader.read_chunk()
+            except StopIteration:
+                return
+            except (pa.ArrowException, flight.FlightError, OSError) as error:
+                raise from_flight(error) from error
+            if chunk.data is not None:
+                yield chunk.data
+
+    def forget(self, location: str) -> None:
+        """Drop the exchanges to a location that failed; the client itself reconnects."""
+        with self._lock:
+            gone = [call for place in list(self._idle) if place[0] == location for call in self._idle.pop(place)]
+        for call in gone:
+            call.close()
+
+    def close(self) -> None:
+        if self._process != os.getpid():
+            return
+        with self._lock:
+            self._closed = True
+            calls = [call for calls in self._idle.values() for call in calls]
+            clients = list(self._clients.values())
+            self._idle, self._clients = {}, {}
+        for each in calls:
+            each.close()
+        for client in clients:
+            with contextlib.suppress(pa.ArrowException):
+                client.close()
+        self._watchdog.close()
+
+    def _check(self) -> None:
+        if self._process != os.getpid() or _forked_after_use:
+            message = "Arrow Flight does not survive a fork; start processes by spawn and connect in each of them"
+            raise InvalidFlow(message)
+        if self._closed:
+            raise InvalidFlow("this reader is closed; connect again")

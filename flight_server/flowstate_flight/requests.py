@@ -1,0 +1,227 @@
+"""What a service answers, apart from how: directories, partitions, and the requests over them. Reads snapshots of two dicts that
+are replaced, never changed, so it needs no lock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import flight
+
+from flowstate.errors import InvalidFlow, Moved, Unavailable, did_you_mean
+from flowstate.view.directory import Directory, LivePartition, ViewInfo
+from flowstate_flight.answering import shape
+from flowstate_flight.expression import columns_to_read, decode_filter
+from flowstate_flight.keys import key_text
+from flowstate_flight.ticket import MAX_KEYS, Ticket, name_of, read_json, read_keys
+
+
+class Requests:
+    """`hosted` by (job, partition), `directories` by job."""
+
+    def __init__(self) -> None:
+        self.hosted: dict[tuple[str, int], LivePartition] = {}
+        self.directories: dict[str, Directory] = {}
+
+    # names
+
+    def directory(self, job: str | None) -> Directory:
+        """The directory of `job`, or of the only job there is. Raises InvalidFlow, or Unavailable before the first."""
+        directories = self.directories
+        if not directories:
+            raise Unavailable("this worker has no job yet", retry_after=0.5)
+        if job is None:
+            if len(directories) > 1:
+                raise InvalidFlow("this worker serves several jobs; name one of them", jobs=sorted(directories))
+            return next(iter(directories.values()))
+        if job not in directories:
+            raise InvalidFlow(f"there is no job {job!r} here{did_you_mean(job, directories)}")
+        return directories[job]
+
+    def view(self, job: str, view: str) -> ViewInfo:
+        views = self.directory(job).views
+        if view not in views:
+            raise InvalidFlow(f"job {job!r} has no view {view!r}{did_you_mean(view, views)}")
+        return views[view]
+
+    def partition(self, ticket: Ticket) -> LivePartition:
+        """The partition a ticket is for. Raises Moved if it is elsewhere or in another epoch, Unavailable while it is away."""
+        assert ticket.partition is not None
+        found = self.hosted.get((ticket.job, ticket.partition))
+        if found is not None:
+            epoch = found.epoch
+            if ticket.epoch is not None and ticket.epoch != epoch:
+                message = "this partition moved to another epoch; ask for its directory or flight info again"
+                raise Moved(message, partition=ticket.partition, asked=ticket.epoch, serving=epoch)
+            return found
+        known = {each.partition: each for each in self.directory(ticket.job).partitions}
+        if ticket.partition not in known:
+            raise InvalidFlow("there is no such partition", partition=ticket.partition, partitions=len(known))
+        place = known[ticket.partition]
+        if place.location is None:
+            raise Unavailable("this partition is being recovered", retry_after=0.5, partition=ticket.partition)
+        message = "this partition moved to another worker; ask for its directory or flight info again"
+        facts = {"partition": ticket.partition, "asked": ticket.epoch, "serving": place.epoch, "location": place.location}
+        raise Moved(message, **facts)
+
+    # flights
+
+    def all_flights(self) -> list[flight.FlightInfo]:
+        return [
+            self._info(directory, view, Ticket(directory.job, view.name), _path(directory.job, view.name))
+            for directory in self.directories.values()
+            for view in directory.views.values()
+        ]
+
+    def flight_info(self, descriptor: flight.FlightDescriptor) -> flight.FlightInfo:
+        """For the path (view) or (job, view), or for a command: a ticket without its partition."""
+        if descriptor.descriptor_type == flight.DescriptorType.CMD:
+            command = Ticket.from_bytes(descriptor.command, partition=False)
+        else:
+            command = self._command_of(_texts(descriptor.path or []))
+        directory = self.directory(command.job)
+        return self._info(directory, self.view(command.job, command.view), command, descriptor)
+
+    def _command_of(self, path: list[str]) -> Ticket:
+        if len(path) == 2:
+            return Ticket(path[0], path[1])
+        if len(path) != 1:
+            raise InvalidFlow("a path is (view) or (job, view)", path=path)
+        jobs = [job for job, directory in self.directories.items() if path[0] in directory.views]
+        if not jobs:
+            known = {view for directory in self.directories.values() for view in directory.views}
+            raise InvalidFlow(f"there is no view {path[0]!r}{did_you_mean(path[0], sorted(known))}")
+        if len(jobs) > 1:
+            raise InvalidFlow(f"several jobs have a view {path[0]!r}; use the path (job, view)", jobs=sorted(jobs))
+        return Ticket(jobs[0], path[0])
+
+    def _info(
+        self, directory: Directory, view: ViewInfo, command: Ticket, descriptor: flight.FlightDescriptor
+    ) -> flight.FlightInfo:
+        schema = view.schema if command.columns is None else _select(view, command.columns)
+        if command.filter is not None:
+            decode_filter(command.filter, view.schema)
+        endpoints = [
+            flight.FlightEndpoint(
+                replace(command, partition=each.partition, epoch=each.epoch).to_bytes(),
+                [each.location] if each.location else [],
+            )
+            for each in directory.partitions
+        ]
+        return flight.FlightInfo(schema, descriptor, endpoints, -1, -1)
+
+    # reads
+
+    def read(self, ticket: Ticket) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """A scan, or a lookup if the ticket has keys. The schema carries the answer."""
+        partition = self.partition(ticket)
+        view = self.view(ticket.job, ticket.view)
+        schema = view.schema if ticket.columns is None else _select(view, ticket.columns)
+        schema = schema.remove_metadata()
+        condition = decode_filter(ticket.filter, view.schema) if ticket.filter is not None else None
+        if ticket.keys is not None:
+            if ticket.cut is not None:
+                raise InvalidFlow("keys are looked up in the latest state; use a filter to read them in a cut")
+            rows, answer = partition.lookup(ticket.view, self.checked_keys(view, read_keys(ticket.keys)))
+            batches: Iterator[pa.RecordBatch] = iter([rows])
+            if condition:
+                batches = iter([rows.select(columns_to_read(schema.names, condition))])
+        else:
+            wanted = columns_to_read(schema.names, condition)
+            _, batches, answer = partition.scan(ticket.view, wanted, ticket.cut)
+        return answer.attach(schema), shape(batches, schema, condition, ticket.limit)
+
+    def checked_keys(self, view: ViewInfo, keys: pa.RecordBatch) -> pa.RecordBatch:
+        """Keys whose columns are the leading key columns of `view`, all routing keys at least, with their types."""
+        names = keys.schema.names
+        if not view.routing_keys:
+            raise InvalidFlow(f"view {view.name!r} holds rows as they came and has no key; scan it with a filter")
+        fits = names == list(view.keys[: len(names)]) and set(view.routing_keys) <= set(names)
+        if not fits or any(each.type != view.schema.field(each.name).type for each in keys.schema):
+            raise InvalidFlow(f"view {view.name!r} is keyed by {key_text(view)}; the keys do not fit", keys=names)
+        return keys
+
+    # exchange and actions
+
+    def exchanged_view(self, command: dict[str, Any]) -> tuple[str, str]:
+        """Job and view of the command that opens an exchange of lookups."""
+        if command.get("kind") != "lookup":
+            raise InvalidFlow("an exchange is of kind 'lookup' or 'partition-exchange'", kind=command.get("kind"))
+        unknown = sorted(set(command) - {"v", "kind", "job", "view"})
+        if unknown or command.get("v") != 1:
+            raise InvalidFlow("the command of an exchange is {v=1, kind, job, view}", unknown=unknown[:5])
+        job, view = name_of(command.get("job"), "job"), name_of(command.get("view"), "view")
+        self.view(job, view)
+        return job, view
+
+    def exchanged_lookup(
+        self, job: str, view: str, asked: dict[str, Any], keys: pa.RecordBatch | None, schema: pa.Schema
+    ) -> tuple[pa.RecordBatch, dict[str, Any]]:
+        """One message of such an exchange: rows in the columns of `schema`, and the answer as plain data."""
+        number, epoch = asked.get("partition"), asked.get("epoch")
+        if not isinstance(number, int) or not isinstance(epoch, int | None) or keys is None:
+            raise InvalidFlow('a message is a batch of keys with the metadata {"partition": number, "id": any}')
+        partition = self.partition(Ticket(job, view, number, epoch=epoch))
+        if keys.num_rows > MAX_KEYS:
+            raise InvalidFlow("too many keys in one message; ask in parts", keys=keys.num_rows, limit=MAX_KEYS)
+        try:
+            keys.validate(full=True)
+        except pa.ArrowException:
+            raise InvalidFlow("the batch of keys is damaged") from None
+        rows, answer = partition.lookup(view, self.checked_keys(self.view(job, view), keys))
+        return rows if rows.schema == schema else rows.select(schema.names), asdict(answer)
+
+    def action(self, kind: str, body: bytes) -> bytes:
+        if kind == "directory":
+            asked = read_json(body or b"{}", "body of the action")
+            job = asked.get("job")
+            if set(asked) - {"job"} or not isinstance(job, str | None):
+                raise InvalidFlow('the body of the action directory is {} or {"job": name}')
+            return self.directory(job).to_json().encode()
+        if kind == "lookup":
+            ticket = Ticket.from_bytes(body)
+            if ticket.keys is None:
+                raise InvalidFlow("the ticket of a lookup has 'keys'; use do_get for a scan")
+            schema, batches = self.read(ticket)
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            return bytes(sink.getvalue().to_pybytes())
+        if kind == "status":
+            return json.dumps(self.status()).encode()
+        raise InvalidFlow(f"there is no action {kind!r}{did_you_mean(kind, ['directory', 'lookup', 'status'])}")
+
+    def status(self) -> dict[str, Any]:
+        hosted = self.hosted
+        jobs = sorted({job for job, _ in hosted} | set(self.directories))
+        return {
+            "jobs": {
+                job: {
+                    "directory": self.directories[job].version if job in self.directories else None,
+                    "partitions": {str(each.partition): each.epoch for (of, _), each in hosted.items() if of == job},
+                }
+                for job in jobs
+            }
+        }
+
+
+def _path(job: str, view: str) -> flight.FlightDescriptor:
+    return flight.FlightDescriptor.for_path(job, view)
+
+
+def _texts(path: list[bytes]) -> list[str]:
+    try:
+        return [each.decode() for each in path]
+    except UnicodeDecodeError:
+        raise InvalidFlow("a path is text") from None
+
+
+def _select(view: ViewInfo, columns: tuple[str, ...]) -> pa.Schema:
+    for name in columns:
+        if view.schema.get_field_index(name) < 0:
+            raise InvalidFlow(f"view {view.name!r} has no column {name!r}{did_you_mean(name, view.schema.names)}")
+    return pa.schema([view.schema.field(name) for name in columns])

@@ -1,0 +1,147 @@
+"""What may be asked of a partition, as plain JSON: strict, bounded, and nothing in it is ever unpickled.
+
+A ticket is ``{"v": 1, "job", "view", "partition", "columns"?, "filter"?, "keys"?, "limit"?, "cut"?, "epoch"?}``. `filter` is base64
+of a Substrait extended expression, whose base schema names the columns it reads; `keys` is base64 of an Arrow IPC stream with one
+batch of keys. A command (of a descriptor or an exchange) is a ticket without its partition.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from flowstate.errors import InvalidFlow
+
+MAX_TICKET_BYTES = 4 << 20
+MAX_COLUMNS = 10_000
+MAX_NAME = 1_000
+MAX_KEYS = 1_000_000
+_FIELDS = frozenset({"v", "job", "view", "partition", "columns", "filter", "keys", "limit", "cut", "epoch"})
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A read of one partition of one view; `partition` is None in a command. `filter` and `keys` are decoded bytes."""
+
+    job: str
+    view: str
+    partition: int | None = None
+    columns: tuple[str, ...] | None = None
+    filter: bytes | None = None
+    keys: bytes | None = None
+    limit: int | None = None
+    cut: int | None = None
+    epoch: int | None = None
+
+    def to_bytes(self) -> bytes:
+        data: dict[str, Any] = {"v": 1, "job": self.job, "view": self.view}
+        for name in ("partition", "limit", "cut", "epoch"):
+            if getattr(self, name) is not None:
+                data[name] = getattr(self, name)
+        if self.columns is not None:
+            data["columns"] = list(self.columns)
+        for name in ("filter", "keys"):
+            if getattr(self, name) is not None:
+                data[name] = b64encode(getattr(self, name)).decode()
+        return json.dumps(data).encode()
+
+    @staticmethod
+    def from_bytes(raw: bytes, *, partition: bool = True) -> Ticket:
+        """Read a ticket, or a command if not `partition`. Raises InvalidFlow for anything that is not exactly one."""
+        data = read_json(raw, "ticket" if partition else "command")
+        unknown = sorted(set(data) - _FIELDS)
+        if unknown:
+            raise InvalidFlow("the ticket has a field that version 1 does not know; leave it out", fields=unknown[:5])
+        if data.get("v") != 1 or isinstance(data.get("v"), bool):
+            raise InvalidFlow("the ticket's version is not known here; use v=1")
+        if not partition and "partition" in data:
+            raise InvalidFlow("a command is for all partitions; leave 'partition' out")
+        columns = data.get("columns")
+        if columns is not None:
+            if not isinstance(columns, list) or len(columns) > MAX_COLUMNS:
+                raise InvalidFlow("'columns' of a ticket is a list of names")
+            columns = tuple(name_of(each, "columns") for each in columns)
+            if len(set(columns)) != len(columns):
+                raise InvalidFlow("'columns' of a ticket names a column twice")
+        return Ticket(
+            name_of(data.get("job"), "job"),
+            name_of(data.get("view"), "view"),
+            _number(data, "partition", 2**31, required=partition),
+            columns,
+            _base64(data, "filter"),
+            _base64(data, "keys"),
+            _number(data, "limit", 2**63),
+            _number(data, "cut", 2**63),
+            _number(data, "epoch", 2**63),
+        )
+
+
+def read_json(raw: bytes, what: str) -> dict[str, Any]:
+    """One JSON object from a client. Raises InvalidFlow."""
+    if len(raw) > MAX_TICKET_BYTES:
+        raise InvalidFlow(f"the {what} is too long; ask for fewer keys at a time", bytes=len(raw), limit=MAX_TICKET_BYTES)
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise InvalidFlow(f"the {what} is not JSON; ask get_flight_info for one") from None
+    if not isinstance(data, dict):
+        raise InvalidFlow(f"the {what} is not a JSON object; ask get_flight_info for one")
+    return data
+
+
+def write_keys(keys: pa.RecordBatch) -> bytes:
+    """Keys as the bytes of `Ticket.keys`."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, keys.schema) as writer:
+        writer.write_batch(keys)
+    return sink.getvalue().to_pybytes()
+
+
+def read_keys(raw: bytes) -> pa.RecordBatch:
+    """The batch of `Ticket.keys`, checked throughout, since it comes from outside. Raises InvalidFlow."""
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(raw)) as reader:
+            batch = reader.read_next_batch()
+        batch.validate(full=True)
+    except (pa.ArrowException, StopIteration, OSError, EOFError):
+        raise InvalidFlow("'keys' is not an Arrow IPC stream with one batch") from None
+    if batch.num_rows > MAX_KEYS:
+        raise InvalidFlow("too many keys in one request; ask in parts", keys=batch.num_rows, limit=MAX_KEYS)
+    return batch
+
+
+def name_of(value: object, field: str) -> str:
+    """A name of a job, view or column as it came from a client. Raises InvalidFlow."""
+    if not isinstance(value, str) or not value or len(value) > MAX_NAME:
+        raise InvalidFlow(f"'{field}' of a ticket is a name: a text of 1 to {MAX_NAME} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidFlow(f"'{field}' of a ticket is not valid text") from None
+    return value
+
+
+def _number(data: dict[str, Any], field: str, below: int, required: bool = False) -> int | None:
+    value = data.get(field)
+    if value is None and not required:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
+        raise InvalidFlow(f"'{field}' of a ticket is a whole number from 0 to {below - 1}")
+    return value
+
+
+def _base64(data: dict[str, Any], field: str) -> bytes | None:
+    value = data.get(field)
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        return b64decode(value, validate=True)
+    except (ValueError, binascii.Error):
+        raise InvalidFlow(f"'{field}' of a ticket is base64 text") from None
