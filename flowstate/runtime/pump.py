@@ -365,11 +365,18 @@ class Pump:
             self._save(frozen, None)
 
     def _save(self, frozen: Frozen, cut: int | None) -> None:
+        contents, state = self._contents, self.manifest.state
+        self._next_save = self.clock.monotonic() + self.spec.every
+        unpublished = tuple(each for each in self.manifest.staged if each not in self._published)
+        ended = frozen.marks.ended and self._machine.ended
+        same = self._shares and state is not None and state.marks == frozen.marks.dump() and unpublished == self.manifest.staged
+        if same and not contents.outbox and not ended:
+            frozen.release()  # nothing has changed: the manifest that there is says it all
+            self._note_saved(cut)
+            return
         self._saving = True
         self._numbers += 1
-        contents = self._contents
         due = contents.take_due(frozen)
-        unpublished = tuple(each for each in self.manifest.staged if each not in self._published)
         work = SaveWork(
             self._numbers,
             frozen,
@@ -378,10 +385,9 @@ class Pump:
             unpublished,
             self.manifest,
             self._shares,
-            frozen.marks.ended and self._machine.ended,
+            ended,
             cut,
         )
-        self._next_save = self.clock.monotonic() + self.spec.every
         self.pool.submit(self._save_aside, work)
 
     def _save_aside(self, work: SaveWork) -> None:
@@ -414,10 +420,14 @@ class Pump:
         self.problems.pop("snapshot", None)
         self._published -= set(self.manifest.staged) - set(manifest.staged)
         self.manifest, self._shares = manifest, True
-        self.saved_at, self.save_seconds = self.clock.wall(), seconds
+        self.save_seconds = seconds
         self._publish(manifest.staged)
-        if work.cut is not None:
-            self.cut_saved = {"cut": work.cut, "version": manifest.version}
+        self._note_saved(work.cut)
+
+    def _note_saved(self, cut: int | None) -> None:
+        self.saved_at = self.clock.wall()
+        if cut is not None:
+            self.cut_saved = {"cut": cut, "version": self.manifest.version}
         self.surroundings.report(self, urgent=True)
 
     def _publish(self, staged: Iterable[StagedOutput]) -> None:

@@ -1,0 +1,139 @@
+"""A pump as its readers see it: scans and lookups, from Flight's threads, under the pump's gate.
+
+Lookups copy their few rows out between two blocks and hold nothing. Scans share one frozen state while it is fresh enough, since every
+view makes the pump copy the chunks that it writes next. Cuts are kept for their readers on a lease.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from flowstate.clock import Clock
+from flowstate.errors import InvalidFlow, Unavailable, did_you_mean
+from flowstate.plan.position import NEVER
+from flowstate.runtime.contents import Frozen
+from flowstate.runtime.pump import Pump
+from flowstate.state.table import KeyedTable
+from flowstate.view.answer import Answer, PartitionAnswer
+
+SHARED_FOR = 0.005  # seconds that a scan may share the state frozen for another
+LEASE = 300.0  # seconds that a cut is kept after it was last read
+CUTS = 16  # cuts that are kept at most; the oldest goes first
+
+
+@dataclass
+class _Kept:
+    frozen: Frozen
+    as_of: float
+    touched: float
+
+
+class ServedPartition:
+    """`view.directory.LivePartition` over a pump."""
+
+    def __init__(self, pump: Pump, clock: Clock) -> None:
+        self.pump, self.clock = pump, clock
+        self.job, self.partition, self.epoch = pump.spec.name, pump.number, pump.epoch
+        self._lock = threading.Lock()
+        self._shared: _Kept | None = None
+        self._cuts: dict[int, _Kept] = {}
+        self.queries = 0
+
+    def scan(
+        self, view: str, columns: list[str] | None = None, cut: int | None = None
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Answer]:
+        self.queries += 1
+        self._known(view)
+        kept = self._fresh() if cut is None else self._cut(cut)
+        table = kept.frozen.views[view]
+        schema = table.schema
+        if columns is not None:
+            for name in columns:
+                if name not in schema.names:
+                    raise InvalidFlow(f"no column {name!r}{did_you_mean(name, schema.names)}", view=view)
+            schema = pa.schema([schema.field(name) for name in columns])
+        return schema, table.batches(columns), self._answer(view, kept)
+
+    def lookup(self, view: str, keys: pa.RecordBatch) -> tuple[pa.RecordBatch, Answer]:
+        self.queries += 1
+        self._known(view)
+        contents = self.pump._contents
+        table = contents.tables[view]
+        if not isinstance(table, KeyedTable):
+            raise InvalidFlow("this view has no key; scan it, or use sql", view=view)
+        with self.pump.gate:
+            rows = table.lookup(keys)
+            position, watermark = dict(contents.marks.position), contents.marks.watermark()
+        part = PartitionAnswer(self.partition, self.epoch, position, watermark, self.clock.wall(), "live")
+        return rows, Answer(self.job, view, (part,))
+
+    def keep_cut(self, cut: int, frozen: Frozen) -> None:
+        """Hold a cut until it was not read for `LEASE` seconds."""
+        now = self.clock.monotonic()
+        with self._lock:
+            self._cuts[cut] = _Kept(frozen, self.clock.wall(), now)
+            old = [each for each, kept in self._cuts.items() if now - kept.touched > LEASE]
+            old += sorted(self._cuts)[: max(0, len(self._cuts) - CUTS)]
+            for each in set(old):
+                self._cuts.pop(each).frozen.release()
+
+    def drop_cut(self, cut: int) -> None:
+        with self._lock:
+            kept = self._cuts.pop(cut, None)
+        if kept is not None:
+            kept.frozen.release()
+
+    def release(self) -> None:
+        """Let go of everything that is held for readers."""
+        with self._lock:
+            for kept in self._cuts.values():
+                kept.frozen.release()
+            self._cuts.clear()
+            if self._shared is not None:
+                self._shared.frozen.release()
+                self._shared = None
+
+    def expire(self) -> None:
+        """Give back what nobody has read for a while; called now and then."""
+        now = self.clock.monotonic()
+        with self._lock:
+            if self._shared is not None and now - self._shared.touched > 4 * SHARED_FOR:
+                self._shared.frozen.release()
+                self._shared = None
+            for cut in [cut for cut, kept in self._cuts.items() if now - kept.touched > LEASE]:
+                self._cuts.pop(cut).frozen.release()
+
+    def _known(self, view: str) -> None:
+        if self.pump.machine is None or self.pump.state not in ("live", "ended"):
+            raise Unavailable("this partition is loading", job=self.job, partition=self.partition, retry_after=0.2)
+        if view not in self.pump._contents.tables:
+            raise InvalidFlow(f"no view {view!r}{did_you_mean(view, self.pump._contents.tables)}", job=self.job)
+
+    def _fresh(self) -> _Kept:
+        with self._lock:
+            now = self.clock.monotonic()
+            if self._shared is None or now - self._shared.touched > SHARED_FOR:
+                with self.pump.gate:
+                    frozen = self.pump._contents.freeze()
+                if self._shared is not None:
+                    self._shared.frozen.release()
+                self._shared = _Kept(frozen, self.clock.wall(), now)
+            return self._shared
+
+    def _cut(self, cut: int) -> _Kept:
+        with self._lock:
+            kept = self._cuts.get(cut)
+            if kept is None:
+                raise InvalidFlow("this snapshot is not kept any more; take another with job.snapshot()", cut=cut)
+            kept.touched = self.clock.monotonic()
+            return kept
+
+    def _answer(self, view: str, kept: _Kept) -> Answer:
+        marks = kept.frozen.marks
+        watermark = marks.watermark() if marks.position else NEVER
+        part = PartitionAnswer(self.partition, self.epoch, dict(marks.position), watermark, kept.as_of, "live")
+        return Answer(self.job, view, (part,))
