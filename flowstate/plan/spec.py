@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from flowstate.plan.describe import describe, differences, fingerprint
+from flowstate.plan.evaluate import Prepared, Step, prepare
+from flowstate.plan.expr import Expr
 from flowstate.plan.window import WindowSpec
-
-if TYPE_CHECKING:
-    from flowstate.plan.evaluate import Prepared, Step
-    from flowstate.plan.expr import Expr
 
 __all__ = [
     "DEAD_LETTERS", "DEAD_LETTER_SCHEMA", "AggregateSpec", "AppendSpec", "JobPlan", "Prepared", "Route", "ScanSpec", "SinkSpec",
@@ -145,7 +143,7 @@ class SinkSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Route:
     """How the rows of a source become rows of a keyed table: `steps` one after the other, then `keys`, window and `inputs`.
 
@@ -168,15 +166,13 @@ class Route:
     def prepare(self, batch: pa.RecordBatch, split: str) -> Prepared:
         """The rows of `batch` (the scan's columns, `__offset`, and `__watermark` and `__time` if the scan has an event time) for
         this table. A pure function of each row: how rows are cut into batches does not matter. Raises for no value in a row."""
-        from flowstate.plan.evaluate import prepare
-
         return prepare(self, batch, split)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class JobPlan:
-    """A whole flow. `tables` maps a name to its `TableSpec` or `AppendSpec`: the keyed views, ``<view>_late`` for each view whose
-    windows close, and `dead_letters`."""
+    """A whole flow; two are the same if their fingerprints are. `tables` maps a name to its `TableSpec` or `AppendSpec`: the keyed
+    views, ``<view>_late`` for each view whose windows close, and `dead_letters`."""
 
     sources: tuple[ScanSpec, ...]
     routes: tuple[Route, ...]

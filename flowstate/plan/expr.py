@@ -1,0 +1,479 @@
+"""Expressions over the columns of a stream, in the words of Polars: ``(col("price") * col("items")).sum()``.
+
+An expression is a frozen tree, picklable, and written the same way by `str` in every process (the plan's fingerprint is made of it).
+It works row by row: the value for a row depends on that row alone. What a type cannot say (an integer overflow, a division of
+integers by zero, a cast that loses something) is an error of the row, never a wrong value. The only place where rows are told
+apart before they are computed is ``when``: a branch is evaluated for the rows that take it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flowstate.errors import FlowstateError, InvalidFlow, did_you_mean
+from flowstate.plan import expr_functions as functions
+from flowstate.plan.schema import aggregate_type, check_name, common_type, literal_type
+
+Value = pa.Array | pa.Scalar
+
+
+class Expr:
+    """Base of expressions. Subclasses give `_value` (an array as long as the batch, or a scalar), `__str__` and `_root`."""
+
+    def _value(self, batch: pa.RecordBatch) -> Value:
+        raise NotImplementedError
+
+    def _root(self) -> str:
+        """The name of the column that the expression gives when it is not named."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        return self._root()
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """One value for each row. `pa.ArrowException` if the values of some row make it fail."""
+        value = self._value(batch)
+        if isinstance(value, pa.Scalar):
+            return pa.repeat(value, batch.num_rows)
+        return value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
+
+    def type_in(self, schema: pa.Schema) -> pa.DataType:
+        """The type of the values over columns of `schema`. `InvalidFlow` if a column or function does not fit."""
+        empty = pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
+        try:
+            return self.evaluate(empty).type
+        except FlowstateError:
+            raise
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise InvalidFlow(f"this cannot be computed: {error}", expression=str(self)) from error
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __bool__(self) -> NoReturn:
+        raise InvalidFlow("an expression has no truth value; combine conditions with & | ~ (in brackets), not with and, or, not",
+                          expression=str(self))  # fmt: skip
+
+    def __iter__(self) -> NoReturn:
+        raise InvalidFlow("an expression cannot be looped over", expression=str(self))
+
+    __hash__ = object.__hash__
+
+    def alias(self, name: str) -> Expr:
+        return Alias(self, check_name(name, "column"))
+
+    def __add__(self, other: Any) -> Expr:
+        return call("+", self, other)
+
+    def __radd__(self, other: Any) -> Expr:
+        return call("+", other, self)
+
+    def __sub__(self, other: Any) -> Expr:
+        return call("-", self, other)
+
+    def __rsub__(self, other: Any) -> Expr:
+        return call("-", other, self)
+
+    def __mul__(self, other: Any) -> Expr:
+        return call("*", self, other)
+
+    def __rmul__(self, other: Any) -> Expr:
+        return call("*", other, self)
+
+    def __truediv__(self, other: Any) -> Expr:
+        return call("/", self, other)
+
+    def __rtruediv__(self, other: Any) -> Expr:
+        return call("/", other, self)
+
+    def __floordiv__(self, other: Any) -> Expr:
+        return call("//", self, other)
+
+    def __rfloordiv__(self, other: Any) -> Expr:
+        return call("//", other, self)
+
+    def __mod__(self, other: Any) -> Expr:
+        return call("%", self, other)
+
+    def __rmod__(self, other: Any) -> Expr:
+        return call("%", other, self)
+
+    def __neg__(self) -> Expr:
+        return call("negative", self)
+
+    def __eq__(self, other: Any) -> Expr:  # type: ignore[override]
+        return call("==", self, other)
+
+    def __ne__(self, other: Any) -> Expr:  # type: ignore[override]
+        return call("!=", self, other)
+
+    def __lt__(self, other: Any) -> Expr:
+        return call("<", self, other)
+
+    def __le__(self, other: Any) -> Expr:
+        return call("<=", self, other)
+
+    def __gt__(self, other: Any) -> Expr:
+        return call(">", self, other)
+
+    def __ge__(self, other: Any) -> Expr:
+        return call(">=", self, other)
+
+    def __and__(self, other: Any) -> Expr:
+        return call("&", self, other)
+
+    def __rand__(self, other: Any) -> Expr:
+        return call("&", other, self)
+
+    def __or__(self, other: Any) -> Expr:
+        return call("|", self, other)
+
+    def __ror__(self, other: Any) -> Expr:
+        return call("|", other, self)
+
+    def __invert__(self) -> Expr:
+        return call("not", self)
+
+    def is_null(self) -> Expr:
+        return call("is_null", self)
+
+    def is_not_null(self) -> Expr:
+        return call("is_not_null", self)
+
+    def fill_null(self, value: Any) -> Expr:
+        """`value` where there is null, in the type of this expression."""
+        return call("fill_null", self, value)
+
+    def cast(self, type_: pa.DataType) -> Expr:
+        """The same value in another type. A value that does not fit, or would lose something, fails its row."""
+        if not isinstance(type_, pa.DataType):
+            raise InvalidFlow("cast takes an Arrow type such as pa.int64()", got=repr(type_))
+        return call("cast", self, type=type_)
+
+    def is_in(self, values: Sequence[Any]) -> Expr:
+        """Whether the value is one of `values`; null for null."""
+        if isinstance(values, (str, bytes)) or not isinstance(values, (list, tuple, set, frozenset)):
+            raise InvalidFlow("is_in takes a list of values", got=repr(values))
+        # A set has no order of its own that is the same in two processes, and the plan's text must be.
+        ordered = sorted(values, key=repr) if isinstance(values, (set, frozenset)) else values
+        return call("is_in", self, values=tuple(ordered))
+
+    def explode(self) -> NoReturn:
+        raise InvalidFlow("explode changes the number of rows: write stream.explode('column')", expression=str(self))
+
+    @property
+    def str(self) -> functions.Text:
+        return functions.Text(self, call)
+
+    @property
+    def dt(self) -> functions.Time:
+        return functions.Time(self, call)
+
+    @property
+    def struct(self) -> functions.Struct:
+        return functions.Struct(self, call)
+
+    def sum(self) -> Aggregate:
+        return Aggregate("sum", self)
+
+    def count(self) -> Aggregate:
+        """How many values are not null."""
+        return Aggregate("count", self)
+
+    def min(self) -> Aggregate:
+        return Aggregate("min", self)
+
+    def max(self) -> Aggregate:
+        return Aggregate("max", self)
+
+    def mean(self) -> Aggregate:
+        return Aggregate("mean", self)
+
+    def var(self, ddof: int = 1) -> Aggregate:
+        return Aggregate("var", self, (("ddof", _ddof(ddof)),))
+
+    def std(self, ddof: int = 1) -> Aggregate:
+        return Aggregate("std", self, (("ddof", _ddof(ddof)),))
+
+    def first(self) -> Aggregate:
+        """The value of the first row by (event time, split, offset); null if it is null there."""
+        return Aggregate("first", self)
+
+    def last(self) -> Aggregate:
+        """The value of the last row by (event time, split, offset); null if it is null there."""
+        return Aggregate("last", self)
+
+
+def _ddof(ddof: int) -> int:
+    if not isinstance(ddof, int) or ddof < 0:
+        raise InvalidFlow("ddof is 0 or more", ddof=ddof)
+    return ddof
+
+
+def _text(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else repr(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Column(Expr):
+    column: str
+
+    def _value(self, batch: pa.RecordBatch) -> Value:
+        at = batch.schema.get_field_index(self.column)
+        if at < 0:
+            known = [each for each in batch.schema.names if not each.startswith("__")]
+            raise InvalidFlow(f"there is no column {self.column!r}{did_you_mean(self.column, known)}")
+        return batch.column(at)
+
+    def _root(self) -> str:
+        return self.column
+
+    def __str__(self) -> str:
+        return self.column if self.column.isidentifier() else f"col({self.column!r})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Literal(Expr):
+    """A constant. Without a `type` it takes one that suits what it is combined with."""
+
+    value: Any
+    type: pa.DataType | None = None
+
+    def _value(self, batch: pa.RecordBatch) -> Value:
+        return self.beside(None)
+
+    def beside(self, peer: pa.DataType | None) -> pa.Scalar:
+        """The constant next to an operand of type `peer`."""
+        return pa.scalar(self.value, self.type or literal_type(self.value, peer, str(self)))
+
+    def _root(self) -> str:
+        return "literal"
+
+    def __str__(self) -> str:
+        return _text(self.value) + (f"::{self.type}" if self.type is not None else "")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Alias(Expr):
+    input: Expr
+    alias_name: str
+
+    def _value(self, batch: pa.RecordBatch) -> Value:
+        return self.input._value(batch)
+
+    def _root(self) -> str:
+        return self.alias_name
+
+    def __str__(self) -> str:
+        return str(self.input)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Call(Expr):
+    """A function of `expr_functions.FUNCTIONS` over other expressions."""
+
+    function: str
+    inputs: tuple[Expr, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def _value(self, batch: pa.RecordBatch) -> Value:
+        function = functions.FUNCTIONS[self.function]
+        plain = [_unnamed(each) for each in self.inputs]
+        # Constants without a type wait until the type of the other operand is known.
+        values = [None if isinstance(each, Literal) else each._value(batch) for each in plain]
+        peer = next((value.type for value in values if value is not None), None)
+        values = [each.beside(peer) if isinstance(each, Literal) else value for each, value in zip(plain, values, strict=True)]
+        where = str(self)
+        if all(isinstance(value, pa.Scalar) for value in values):
+            return function([pa.repeat(value, 1) for value in values], dict(self.options), where)[0]
+        return function(values, dict(self.options), where)
+
+    def _root(self) -> str:
+        return self.inputs[0]._root()
+
+    def __str__(self) -> str:
+        if self.function in functions.OPERATORS:
+            return f"({self.inputs[0]} {self.function} {self.inputs[1]})"
+        options = [f"{name}={_option(value)}" for name, value in self.options]
+        return f"{self.function}({', '.join([*map(str, self.inputs), *options])})"
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    return str(value) if isinstance(value, pa.DataType) else _text(value)
+
+
+def _unnamed(expr: Expr) -> Expr:
+    while isinstance(expr, Alias):
+        expr = expr.input
+    return expr
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Choice(Expr):
+    """``when(...).then(...)...otherwise(...)``: the first branch whose condition is true (null is not true)."""
+
+    branches: tuple[tuple[Expr, Expr], ...]
+    default: Expr
+
+    def _value(self, batch: pa.RecordBatch) -> Value:
+        rows, todo = np.arange(batch.num_rows, dtype=np.int64), batch
+        taken: list[np.ndarray[Any, Any]] = []
+        parts: list[Value] = []
+        for condition, value in self.branches:
+            holds = condition.evaluate(todo)
+            if not pa.types.is_boolean(holds.type):
+                raise InvalidFlow("when needs a condition that is true or false", expression=str(condition), type=str(holds.type))
+            mask = np.asarray(pc.fill_null(holds, False).to_numpy(zero_copy_only=False), dtype=bool)
+            parts.append(_branch(value, todo.filter(pa.array(mask))))
+            taken.append(rows[mask])
+            rows, todo = rows[~mask], todo.filter(pa.array(~mask))
+        parts.append(_branch(self.default, todo))
+        taken.append(rows)
+        return self._joined(parts, taken)
+
+    def _joined(self, parts: list[Value], taken: list[np.ndarray[Any, Any]]) -> Value:
+        values = [value for _, value in self.branches] + [self.default]
+        known: pa.DataType | None = None
+        for part in parts:
+            if isinstance(part, pa.Array):
+                known = part.type if known is None else common_type(known, part.type, str(self))
+        for value, part in zip(values, parts, strict=True):
+            if not isinstance(part, pa.Array):
+                literal = _unnamed(value)
+                assert isinstance(literal, Literal)
+                type_ = literal.beside(known).type
+                known = type_ if known is None else common_type(known, type_, str(self))
+        arrays = []
+        for value, part, rows in zip(values, parts, taken, strict=True):
+            literal = _unnamed(value)
+            whole = pa.repeat(literal.beside(known), rows.size) if isinstance(literal, Literal) else part
+            arrays.append(functions.to_type(whole, known))
+        order = np.argsort(np.concatenate(taken), kind="stable")
+        return pa.concat_arrays(arrays).take(pa.array(order))
+
+    def _root(self) -> str:
+        return self.branches[0][1]._root()
+
+    def __str__(self) -> str:
+        return "".join(f"when({c}).then({v})." for c, v in self.branches).rstrip(".") + f".otherwise({self.default})"
+
+
+def _branch(value: Expr, rows: pa.RecordBatch) -> Value | None:
+    return None if isinstance(_unnamed(value), Literal) else value.evaluate(rows)
+
+
+class When:
+    """A condition that waits for its `then`."""
+
+    def __init__(self, condition: Any, before: tuple[tuple[Expr, Expr], ...] = ()) -> None:
+        self._condition, self._before = to_expr(condition), before
+
+    def then(self, value: Any) -> Then:
+        return Then((*self._before, (self._condition, to_expr(value))))
+
+
+class Then:
+    """Branches that wait for another `when`, or for `otherwise`."""
+
+    def __init__(self, branches: tuple[tuple[Expr, Expr], ...]) -> None:
+        self._branches = branches
+
+    def when(self, condition: Any) -> When:
+        return When(condition, self._branches)
+
+    def otherwise(self, value: Any) -> Expr:
+        return Choice(self._branches, to_expr(value))
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One value for all rows of a key. Nothing can follow it: compute on its input, or in the query."""
+
+    function: str
+    input: Expr | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    alias_name: str | None = None
+
+    def alias(self, name: str) -> Aggregate:
+        return replace(self, alias_name=check_name(name, "column"))
+
+    @property
+    def name(self) -> str:
+        return self.alias_name or ("len" if self.input is None else self.input.name)
+
+    def type_in(self, schema: pa.Schema) -> pa.DataType:
+        return aggregate_type(self.function, None if self.input is None else self.input.type_in(schema), str(self))
+
+    def __str__(self) -> str:
+        inner = [] if self.input is None else [str(self.input)]
+        return f"{self.function}({', '.join([*inner, *(f'{name}={value!r}' for name, value in self.options)])})"
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise InvalidFlow(
+            "nothing can be computed from an aggregate inside agg(...): compute on its input, "
+            "or name both parts and compute in the query",
+            aggregate=str(self),
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        self._refuse()
+
+    __bool__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __neg__ = __invert__ = __and__ = __or__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+
+
+def call(function: str, *inputs: Any, **options: Any) -> Expr:
+    """A function over expressions and constants."""
+    return Call(function, tuple(map(to_expr, inputs)), tuple(options.items()))
+
+
+def to_expr(value: Any) -> Expr:
+    """An expression as it is; a plain value as a constant."""
+    if isinstance(value, Expr):
+        return value
+    if isinstance(value, Aggregate):
+        value._refuse()
+    if isinstance(value, (When, Then)):
+        raise InvalidFlow("a when(...).then(...) ends with .otherwise(...); for null write .otherwise(None)")
+    return lit(value)
+
+
+def col(name: str) -> Expr:
+    """The column called `name`."""
+    return Column(check_name(name, "column"))
+
+
+def lit(value: Any, type: pa.DataType | None = None) -> Expr:
+    """A constant, in a type of its own if one is given."""
+    if isinstance(value, pa.Scalar):
+        value, type = value.as_py(), type or value.type
+    elif isinstance(value, np.generic):
+        value = value.item()
+    literal = Literal(value, type)
+    try:
+        literal.beside(None)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise InvalidFlow(f"a constant does not fit its type: {error}", value=value, type=str(type)) from error
+    return literal
+
+
+def when(condition: Any) -> When:
+    """``when(condition).then(value).otherwise(other)``, with further ``.when(...).then(...)`` between."""
+    return When(condition)
+
+
+def len() -> Aggregate:
+    """How many rows a key has."""
+    return Aggregate("len")
