@@ -86,6 +86,10 @@ class Store(ABC):
         """Remove what writers that died left below the folder `prefix` (not in the folders below it)."""
         return None
 
+    def leave(self, folder: str) -> None:
+        """Remove a folder if it is empty, where there is such a thing."""
+        return None
+
     def probe(self) -> None:
         """Try everything that snapshots need, at the start, where it can still be told to somebody."""
         path = f"probe/{secrets.token_hex(8)}"
@@ -100,6 +104,7 @@ class Store(ABC):
             with contextlib.suppress(FlowstateError):
                 self.delete(path)
                 self.delete(f"{path}-race")
+                self.leave("probe")
         if not created or again or content != b"first" or winners != 1:
             raise InvalidFlow(
                 "this place lets two writers create the same object, so two runs could both win; use a local folder, "

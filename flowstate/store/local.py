@@ -99,6 +99,10 @@ class LocalStore(Store):
         with self._translated(name):
             return os.path.isfile(name)
 
+    def leave(self, folder: str) -> None:
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.join(self.root, folder))
+
     def sweep(self, prefix: str, older_than: float = 3600.0) -> None:
         name = os.path.join(self.root, *prefix.strip("/").split("/"))
         with contextlib.suppress(FileNotFoundError), self._translated(name):

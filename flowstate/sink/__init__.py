@@ -1,0 +1,1 @@
+"""Rows out, exactly once (`base` is the contract)."""
