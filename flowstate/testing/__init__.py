@@ -1,0 +1,1 @@
+"""What flowstate is tested with, shipped to users: naive twins, harnesses and conformance suites. Seeded and replayable."""
