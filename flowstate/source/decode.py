@@ -1,0 +1,155 @@
+"""Payload bytes -> rows of the scan's schema, and a dead letter for each record that cannot be read.
+
+For every format there is a complete slow reader (`json_rows`, `csv_rows`) that decides what a record means, and a fast one
+(`json_block`, `csv_block`) that reads many records at once. The fast one answers only where it is certain to agree; it marks the
+records that surprise it, and gives up on a block that Arrow's reader refuses. A refused block is halved until the slow reader
+takes what is left, so one bad record costs little, and its neighbours nothing but time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from flowstate.errors import InvalidFlow
+from flowstate.plan.spec import ScanSpec
+from flowstate.source.arrow_rows import ArrowRows
+from flowstate.source.csv_block import CsvBlock
+from flowstate.source.csv_rows import CsvRows
+from flowstate.source.json_block import JsonBlock
+from flowstate.source.json_rows import JsonRows
+from flowstate.source.records import Records, Refused, complete
+from flowstate.source.values import Unreadable, readable
+
+#: Blocks of at most this many records go to the slow reader without another try.
+SLOW_ROWS = 16
+
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class RowReader(Protocol):
+    """Reads one record; raises `Unreadable`."""
+
+    def read(self, raw: bytes) -> dict[str, Any]: ...
+
+
+class BlockReader(Protocol):
+    """Reads many records at once, or says None: this block has a surprise somewhere."""
+
+    def certain(self, records: Records) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which records it can take at all."""
+        ...
+
+    def read(self, records: Records, rows: Numbers) -> pa.RecordBatch | None: ...
+
+
+@dataclass
+class _Parts:
+    """Pieces of a batch in the making: which records each holds."""
+
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    rows: list[Numbers] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+
+class Decoder:
+    """Decodes records of one scan. `fast` is off in the tests that compare both ways."""
+
+    def __init__(self, spec: ScanSpec, form: str, *, header: Sequence[str] | None = None, fast: bool = True) -> None:
+        self._spec = spec
+        self._schema = spec.schema.remove_metadata()
+        self._slow, self._fast = _readers(spec, form, header)
+        if not fast:
+            self._fast = None
+
+    def decode(
+        self, split: str, records: Records, refused: Sequence[Refused] = ()
+    ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """The rows with their hidden columns, and the dead letters (with those `refused` before), both in offset order."""
+        parts = _Parts(refused=list(refused))
+        everything = np.arange(len(records), dtype=np.int64)
+        if self._fast is None:
+            self._read_slowly(records, everything, parts)
+        elif len(records):
+            certain = self._fast.certain(records)
+            self._read_fast(records, everything[certain], parts)
+            self._read_slowly(records, everything[~certain], parts)
+        batch, rows = self._joined(parts)
+        recorded = None if records.recorded is None else records.recorded[rows]
+        return complete(
+            self._spec,
+            split,
+            batch,
+            records.offsets[rows],
+            recorded,
+            lambda row: records.raw(int(rows[row])),
+            parts.refused,
+        )
+
+    def _read_fast(self, records: Records, rows: Numbers, parts: _Parts) -> None:
+        assert self._fast is not None
+        waiting = [rows] if len(rows) else []
+        while waiting:
+            block = waiting.pop()
+            batch = self._fast.read(records, block)
+            if batch is not None:
+                parts.batches.append(batch)
+                parts.rows.append(block)
+            elif len(block) <= SLOW_ROWS:
+                self._read_slowly(records, block, parts)
+            else:
+                half = len(block) // 2
+                waiting += [block[half:], block[:half]]
+
+    def _read_slowly(self, records: Records, rows: Numbers, parts: _Parts) -> None:
+        read: list[dict[str, Any]] = []
+        kept: list[int] = []
+        for row in rows.tolist():
+            try:
+                read.append(self._slow.read(records.raw(row)))
+                kept.append(row)
+            except Unreadable as reason:
+                refused = Refused(int(records.offsets[row]), str(reason), records.raw(row), records.at(row))
+                parts.refused.append(refused)
+        if read:
+            columns = [pa.array([row[each.name] for row in read], each.type) for each in self._schema]
+            parts.batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+            parts.rows.append(np.array(kept, np.int64))
+
+    def _joined(self, parts: _Parts) -> tuple[pa.RecordBatch, Numbers]:
+        if not parts.batches:
+            columns = [pa.array([], each.type) for each in self._schema]
+            return pa.RecordBatch.from_arrays(columns, schema=self._schema), np.zeros(0, np.int64)
+        if len(parts.batches) == 1:
+            return parts.batches[0], parts.rows[0]
+        rows = np.concatenate(parts.rows)
+        batch = pa.concat_batches(parts.batches)
+        order = np.argsort(rows, kind="stable")
+        if not np.array_equal(order, np.arange(len(order))):
+            batch = batch.take(pa.array(order))
+        return batch, rows[order]
+
+
+def _readers(spec: ScanSpec, form: str, header: Sequence[str] | None) -> tuple[RowReader, BlockReader | None]:
+    if form == "arrow":
+        return ArrowRows(spec.schema), None
+    nested = [each for each in spec.schema if pa.types.is_nested(each.type)]
+    unreadable = [each for each in spec.schema if not readable(each.type)]
+    if form == "csv":
+        unreadable += nested
+    if unreadable:
+        raise InvalidFlow(
+            f"{form} has no values of this type; choose another type for the column in the schema",
+            source=spec.name,
+            column=unreadable[0].name,
+            type=str(unreadable[0].type),
+        )
+    if form == "json":
+        return JsonRows(spec.schema), JsonBlock(spec.schema)
+    if form == "csv":
+        return CsvRows(spec.schema, header), CsvBlock(spec.schema, header)
+    raise InvalidFlow("unknown format; there is 'json', 'csv' and 'arrow'", source=spec.name, format=form)
