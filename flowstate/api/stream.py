@@ -27,6 +27,7 @@ Start = Literal["earliest", "latest"] | Mapping[int, int] | datetime.datetime
 FileFormat = Literal["json", "csv", "parquet", "arrow"]
 
 _COMPRESSED = re.compile(r"\.(gz|gzip|bz2|zst|zstd|xz|lz4|snappy|br|deflate)$", re.IGNORECASE)
+IDENTITIES = ("content", "path")
 _FORMATS: dict[str, FileFormat] = {
     "jsonl": "json", "ndjson": "json", "json": "json", "csv": "csv", "parquet": "parquet", "pq": "parquet",
     "arrow": "arrow", "arrows": "arrow", "ipc": "arrow", "feather": "arrow",
@@ -207,6 +208,8 @@ def scan_files(
     follow: bool = False,
     compression: str | None = "infer",
     max_line_bytes: int = 1 << 20,
+    header: bool = True,
+    identity: Literal["content", "path"] = "content",
     name: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Stream:
@@ -214,7 +217,9 @@ def scan_files(
 
     `format` is guessed from the name if it is not given. With `follow` files may still grow and new ones appear, and the source
     ends only when the job is drained. `compression` is None, "infer" (from the name) or its name. A longer line than
-    `max_line_bytes` is a dead letter. `name` is what the job calls the source: it is part of what a file is known by.
+    `max_line_bytes` is a dead letter. `header` says whether CSV files begin with the names of their columns. A file is known by its
+    first bytes, so that a renamed one is not read twice, or by its path (`identity`). `name` is what the job calls the source: it is
+    part of what a file is known by.
     """
     if not isinstance(url, str) or not url:
         raise InvalidFlow("scan_files takes a path or URL", url=repr(url))
@@ -225,7 +230,8 @@ def scan_files(
         raise InvalidFlow("max_line_bytes is at least 1", max_line_bytes=max_line_bytes)
     options = {
         "url": url, "format": chosen, "follow": bool(follow), "compression": compression, "max_line_bytes": max_line_bytes,
-        "storage_options": dict(storage_options or {}), "name": name or _name_of(url),
+        "storage_options": dict(storage_options or {}), "header": header, "identity": _one_of("identity", identity, IDENTITIES),
+        "name": name or _name_of(url),
     }  # fmt: skip
     return _scan("files", name or _name_of(url), schema, event_time, lateness, None, options)
 
@@ -285,7 +291,7 @@ def _start(start: Start) -> Start:
         if start.tzinfo is None:
             raise InvalidFlow("start as a time needs a time zone, such as datetime.UTC", start=start.isoformat())
         return start
-    return _one_of("start (if no mapping and no datetime)", start, ("earliest", "latest"))  # type: ignore[no-any-return]
+    return _one_of("start (if no mapping and no datetime)", start, ("earliest", "latest"))
 
 
 def _format_of(url: str) -> FileFormat:

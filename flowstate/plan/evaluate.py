@@ -27,6 +27,9 @@ from flowstate.plan.window import microseconds
 if TYPE_CHECKING:
     from flowstate.plan.spec import Route
 
+#: Schema of `Prepared.failed`.
+FAILED_SCHEMA = pa.schema([pa.field("offset", pa.int64(), nullable=False), pa.field("reason", pa.string(), nullable=False)])
+
 _LONGEST_REASON = 500
 
 
@@ -37,11 +40,11 @@ class RowFailed(Exception):
 @dataclass(frozen=True)
 class Prepared:
     """A batch made ready for a table. `rows` has the route's schema; `late` the late table's (None if windows never close);
-    `failed` has (offset, reason) of the records whose expressions failed, in offset order."""
+    `failed` has `offset` and `reason` of the records whose expressions failed, each once."""
 
     rows: pa.RecordBatch
     late: pa.RecordBatch | None
-    failed: list[tuple[int, str]]
+    failed: pa.RecordBatch
 
 
 class Step(Protocol):
@@ -237,7 +240,7 @@ def prepare(route: Route, batch: pa.RecordBatch, split: str) -> Prepared:
         if batch.num_rows == 0:
             raise InternalError("a flow fails without rows", view=route.table) from error
         if batch.num_rows == 1:
-            return _none(route, [(batch.column(OFFSET)[0].as_py(), _reason(error))])
+            return _none(route, _failed([batch.column(OFFSET)[0].as_py()], _reason(error)))
     half = batch.num_rows // 2
     return _join([prepare(route, batch.slice(0, half), split), prepare(route, batch.slice(half), split)])
 
@@ -248,8 +251,14 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."
 
 
-def _none(route: Route, failed: list[tuple[int, str]]) -> Prepared:
+def _none(route: Route, failed: pa.RecordBatch) -> Prepared:
     return Prepared(_empty(route.schema), None if route.late_schema is None else _empty(route.late_schema), failed)
+
+
+def _failed(offsets: Sequence[int], reason: str) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [pa.array(offsets, pa.int64()), pa.array([reason] * len(offsets), pa.string())], schema=FAILED_SCHEMA
+    )
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:
@@ -258,9 +267,8 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
 
 def _join(parts: Sequence[Prepared]) -> Prepared:
     late = None if parts[0].late is None else pa.concat_batches([part.late for part in parts])
-    return Prepared(
-        pa.concat_batches([part.rows for part in parts]), late, [each for part in parts for each in part.failed]
-    )
+    rows, failed = (pa.concat_batches(each) for each in ([p.rows for p in parts], [p.failed for p in parts]))
+    return Prepared(rows, late, failed)
 
 
 def _attempt(route: Route, batch: pa.RecordBatch, split: str) -> Prepared:
@@ -269,7 +277,7 @@ def _attempt(route: Route, batch: pa.RecordBatch, split: str) -> Prepared:
     for step in route.steps:
         data = step.run(data)
     arrays = [computed(name, expr, data) for name, expr in route.keys]
-    failed: list[tuple[int, str]] = []
+    failed = _failed([], "")
     late: np.ndarray[Any, Any] | None = None
     good: np.ndarray[Any, Any] | None = None
     if route.window is not None:
@@ -283,7 +291,7 @@ def _attempt(route: Route, batch: pa.RecordBatch, split: str) -> Prepared:
             # All rows of a record go with the one that has no window.
             offsets = data.column(OFFSET).to_numpy()
             lost = np.unique(offsets[np.asarray(pc.is_null(times).to_numpy(zero_copy_only=False), dtype=bool)])
-            failed = [(int(each), f"null event time: {route.window_column!r} is null, so the row has no window") for each in lost]
+            failed = _failed(lost.tolist(), f"null event time: {route.window_column!r} is null, so the row has no window")
             good = ~np.isin(offsets, lost)
         if route.late_schema is not None:
             late = route.window.closes_array(microseconds(ends)) <= data.column(WATERMARK).to_numpy()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from flowstate.errors import FlowstateError, InvalidFlow, did_you_mean
 from flowstate.plan import expr_functions as functions
 from flowstate.plan.schema import aggregate_type, check_name, common_type, literal_type
 
-Value = pa.Array | pa.Scalar
+Value: TypeAlias = Any  # pa.Array or pa.Scalar; pyarrow has no types
 
 
 class Expr:

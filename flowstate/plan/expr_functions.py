@@ -1,14 +1,14 @@
 """What the functions of expressions do, in pyarrow compute: arrays and scalars in, an array out.
 
-Each gets its operands, its options and the text of its expression (for messages). Types alone decide about `InvalidFlow`, so that a flow that
-was built never meets one; values decide about `pa.ArrowInvalid`. Kernels that wrap or truncate silently are not used.
+Each gets its operands, its options and the text of its expression (for messages). Types alone decide about `InvalidFlow`, so that a
+flow that was built never meets one; values decide about `pa.ArrowInvalid`. Kernels that wrap or truncate silently are not used.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +20,8 @@ from flowstate.plan.window import Window, every_period
 if TYPE_CHECKING:
     from flowstate.plan.expr import Expr
 
-Value = pa.Array | pa.Scalar
+Value: TypeAlias = Any  # pa.Array or pa.Scalar; pyarrow has no types
+Kernel = Callable[[Value, Value], pa.Array]
 Function = Callable[[list[Value], Mapping[str, Any], str], pa.Array]
 Call = Callable[..., "Expr"]
 
@@ -45,8 +46,8 @@ def _refuse(what: str, where: str, *values: Value) -> InvalidFlow:
 
 
 def _arithmetic(symbol: str) -> Function:
-    kernel = {"+": pc.add_checked, "-": pc.subtract_checked, "*": pc.multiply_checked}[symbol]
-    floating = {"+": pc.add, "-": pc.subtract, "*": pc.multiply}[symbol]
+    kernel: Kernel = {"+": pc.add_checked, "-": pc.subtract_checked, "*": pc.multiply_checked}[symbol]
+    floating: Kernel = {"+": pc.add, "-": pc.subtract, "*": pc.multiply}[symbol]
 
     def compute(values: list[Value], options: Mapping[str, Any], where: str) -> pa.Array:
         left, right = values
@@ -66,7 +67,7 @@ def _arithmetic(symbol: str) -> Function:
     return compute
 
 
-def _decimal(symbol: str, kernel: Function, left: Value, right: Value, where: str) -> pa.Array:
+def _decimal(symbol: str, kernel: Kernel, left: Value, right: Value, where: str) -> pa.Array:
     """Exact, in as many digits as the result may need; beyond 38 it must fit into 38."""
     one, two = (as_decimal(each.type) for each in (left, right))
     one, two = (two if pa.types.is_null(one) else one), (one if pa.types.is_null(two) else two)
@@ -88,7 +89,7 @@ def _decimal(symbol: str, kernel: Function, left: Value, right: Value, where: st
     return to_type(kernel(left, right), result)
 
 
-def _temporal(symbol: str, kernel: Function, left: Value, right: Value, where: str) -> pa.Array:
+def _temporal(symbol: str, kernel: Kernel, left: Value, right: Value, where: str) -> pa.Array:
     kinds = pa.types
     if symbol != "*" and kinds.is_duration(left.type) and kinds.is_duration(right.type):
         left, right, _ = _meet([left, right], where)
@@ -151,7 +152,7 @@ def _negative(values: list[Value], options: Mapping[str, Any], where: str) -> pa
     return pc.negate(value) if pa.types.is_floating(value.type) else pc.negate_checked(value)
 
 
-def _comparison(kernel: Callable[[Value, Value], pa.Array]) -> Function:
+def _comparison(kernel: Kernel) -> Function:
     def compute(values: list[Value], options: Mapping[str, Any], where: str) -> pa.Array:
         left, right = values
         if pa.types.is_integer(left.type) and pa.types.is_integer(right.type):
