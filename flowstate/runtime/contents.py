@@ -19,7 +19,7 @@ from flowstate.errors import InternalError
 from flowstate.exchange.message import Batch
 from flowstate.plan.position import NEVER, OFFSET, Place
 from flowstate.plan.spec import JobPlan, TableSpec
-from flowstate.snapshot.manifest import Manifest
+from flowstate.snapshot.manifest import SavedState
 from flowstate.state.append import AppendTable, AppendView
 from flowstate.state.table import KeyedTable, TableView
 from flowstate.state.watermark import Watermarks
@@ -79,23 +79,24 @@ class Contents:
 
     def restore(
         self,
-        manifest: Manifest,
+        saved: SavedState,
+        handed: Mapping[str, int],
         tables: Mapping[str, Iterable[pa.RecordBatch]],
         keep: Callable[[np.ndarray], np.ndarray] | None = None,
         keep_split: Callable[[str], bool] | None = None,
     ) -> None:
-        """Take in a saved state. `keep` and `keep_split` choose what is this partition's own, when their number changed."""
-        assert manifest.state is not None
-        extras = manifest.state.extras
+        """Take in a saved state. `keep` and `keep_split` choose what is this partition's own, when their number changed; then the parts
+        of all partitions of a cut are taken in one after the other."""
+        extras = saved.extras
         if not self.marks.position:
-            self.marks = Watermarks.load(manifest.state.marks, extras.get("reached", NEVER))
+            self.marks = Watermarks.load(saved.marks, extras.get("reached", NEVER))
         for name, batches in tables.items():
             table = self.tables[name]
             if isinstance(table, KeyedTable):
                 table.restore(batches, keep)
             else:
                 table.restore(batches, extras.get(name, {}), keep_split)
-        for sink, watermark in manifest.handed.items():
+        for sink, watermark in handed.items():
             self.handed[int(sink)] = max(watermark, self.handed[int(sink)])
 
     def apply(self, split: str, batch: Batch) -> bool:

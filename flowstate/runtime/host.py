@@ -54,6 +54,7 @@ class Host(WorkerPlugin):
         self.service = FlightService(*self.bind)
         self.service.set_exchange_handler(self._exchange)
         self._urgent = asyncio.Event()
+        worker.handlers["flowstate_where"] = self.where
         worker.handlers["flowstate_hear"] = self.hear
         worker.handlers["flowstate_discard"] = self.discard
         worker.handlers["flowstate_drop_job"] = self.drop_job
@@ -85,6 +86,10 @@ class Host(WorkerPlugin):
         self.service.register(served)
         pump.start()
         return pump
+
+    async def where(self) -> str:
+        """The Flight location, for the supervisor."""
+        return self.service.location
 
     async def discard(self, job: str, partition: int, epoch: int) -> None:
         """This incarnation was replaced, or is not wanted any more."""
@@ -118,7 +123,7 @@ class Host(WorkerPlugin):
         self.service.set_directory(Directory.from_json(directory))
         loaded = Table.load(table)
         for (name, _), pump in list(self.pumps.items()):
-            if name == job and pump.state != "loading":
+            if name == job:
                 pump.hear(loaded)
 
     # what pumps need (`pump.Surroundings`)

@@ -28,3 +28,4 @@ class JobSpec:
     generation: int = 1
     seed: int = 0
     run: int = 0
+    origin: int | None = None  # saved cut that this generation begins with

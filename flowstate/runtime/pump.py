@@ -370,7 +370,7 @@ class Pump:
         unpublished = tuple(each for each in self.manifest.staged if each not in self._published)
         ended = frozen.marks.ended and self._machine.ended
         same = self._shares and state is not None and state.marks == frozen.marks.dump() and unpublished == self.manifest.staged
-        if same and not contents.outbox and not ended:
+        if same and not contents.outbox and (self.manifest.ended or not ended):
             frozen.release()  # nothing has changed: the manifest that there is says it all
             self._note_saved(cut)
             return

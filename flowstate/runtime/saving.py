@@ -7,21 +7,23 @@ name. Whatever of it is still in flight when this incarnation is replaced change
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from flowstate.clock import Clock
-from flowstate.errors import CorruptData, Fenced
+from flowstate.errors import Fenced
 from flowstate.plan.keys import key_groups, owner_of_groups, split_owner
 from flowstate.runtime.contents import Contents, Due, Frozen
 from flowstate.runtime.job_spec import JobSpec
-from flowstate.sink import make_sink
+from flowstate.sink.files import ParquetSink
 from flowstate.snapshot.layout import partition as partition_prefix
 from flowstate.snapshot.manifest import Manifest, StagedOutput
 from flowstate.snapshot.partition_chain import PartitionChain
-from flowstate.snapshot.segment import load_tables, save_state
+from flowstate.snapshot.restore import load_newest
+from flowstate.snapshot.saved import SavedSnapshot
+from flowstate.snapshot.segment import save_state
 from flowstate.store import Store
 
 
@@ -46,31 +48,26 @@ class Saver:
     def __init__(self, spec: JobSpec, partition: int, epoch: int, store: Store, clock: Clock) -> None:
         self.spec, self.partition, self.epoch, self.store, self.clock = spec, partition, epoch, store, clock
         self.chain = PartitionChain(store, spec.generation, partition)
-        self.sinks = [make_sink(each) for each in spec.plan.sinks]
+        self.sinks = [ParquetSink(each, sink=number) for number, each in enumerate(spec.plan.sinks)]
         self.prefix = partition_prefix(spec.generation, partition)
 
     def load(self) -> tuple[Manifest, Contents, list[str]]:
-        """The state of the newest manifest, whose epoch must be this one's; else of an older one, if chunks are damaged (K4: with the
-        newest hand-over marks, so that no output comes twice). Also what was damaged."""
-        manifest = self.chain.load()
-        if manifest is None or manifest.epoch != self.epoch:
-            newest = None if manifest is None else manifest.epoch
+        """The newest state that is whole, under the newest hand-over marks (K4), so that no output comes twice; for a partition that has
+        none yet, its part of the saved cut that this generation began with. Also what was damaged."""
+        restored = load_newest(self.chain)
+        if restored is None or restored.manifest.epoch != self.epoch:
+            newest = None if restored is None else restored.manifest.epoch
             raise Fenced("a newer run owns this partition", partition=self.partition, epoch=self.epoch, newest=newest)
         contents = Contents(self.spec.plan, self.spec.seed)
-        if manifest.state is None:
-            return manifest, contents, []
-        damaged: list[str] = []
-        for candidate in self.chain.saved():
-            if isinstance(candidate, CorruptData) or candidate.state is None:
-                continue
-            try:
-                tables = load_tables(self.store, candidate.state)
-            except CorruptData as damage:
-                damaged.append(str(damage))
-                continue
-            contents.restore(replace(candidate, handed=manifest.handed), tables)
-            return manifest, contents, damaged
-        raise CorruptData("no saved state of this partition can be read; restore the snapshot folder", damage=damaged)
+        if restored.state is not None:
+            contents.restore(restored.state, restored.manifest.handed, restored.tables)
+        elif self.spec.origin is not None:
+            cut = SavedSnapshot.open(self.store, self.spec.origin)
+            own = Ownership(self.spec, self.partition)
+            for number, manifest in cut.manifests.items():
+                assert manifest.state is not None
+                contents.restore(manifest.state, manifest.handed, cut.load(number), own.keys, own.split)
+        return restored.manifest, contents, list(restored.damaged)
 
     def save(self, work: SaveWork) -> Manifest | None:
         """The manifest that was committed, or None if a newer incarnation owns the partition."""
@@ -79,8 +76,7 @@ class Saver:
             rows = due.rows(work.frozen)
             if rows:
                 table = pa.Table.from_batches(rows)
-                prepared = self.sinks[sink].prepare(self.store, self.prefix, self.partition, self.epoch, work.number, table)
-                staged += [replace(each, sink=sink) for each in prepared]
+                staged += self.sinks[sink].prepare(self.store, self.prefix, self.partition, self.epoch, work.number, table)
         state = save_state(
             self.store,
             self.prefix,

@@ -1,0 +1,343 @@
+"""One job on the scheduler: the coordinator, and what carries out its instructions. Runs on the scheduler's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from distributed import Client, Scheduler
+
+from flowstate.clock import Clock
+from flowstate.errors import Fenced, FlowstateError, Unavailable
+from flowstate.plan.spec import TableSpec
+from flowstate.runtime.actor import PartitionActor
+from flowstate.runtime.beginning import discover, follows
+from flowstate.runtime.coordinator import (
+    Claim,
+    Coordinator,
+    Create,
+    CutDone,
+    CutFailed,
+    Discard,
+    Instruction,
+    RaiseReader,
+    Tell,
+)
+from flowstate.runtime.job_spec import JobSpec
+from flowstate.runtime.table import SplitEntry
+from flowstate.snapshot.cut import SavedCut, cut_numbers, save_cut
+from flowstate.snapshot.job_record import JobChain
+from flowstate.snapshot.partition_chain import PartitionChain
+from flowstate.snapshot.record import SplitRecords
+from flowstate.snapshot.retention import retain
+from flowstate.store import Store
+from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
+
+TICK = 0.1
+
+
+class RunningJob:
+    """From its start on the cluster to its end. `state`: running, finished, stopping, stopped, fenced."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        splits: Mapping[str, SplitEntry],
+        new: Mapping[str, SplitEntry],
+        scheduler: Scheduler,
+        client: Client,
+        clock: Clock,
+    ) -> None:
+        self.spec, self.scheduler, self.client, self.clock = spec, scheduler, client, clock
+        self.store = Store.open(spec.snapshots, **spec.storage_options)
+        self.records = SplitRecords(self.store)
+        self.coordinator = Coordinator(spec.partitions, splits)
+        self.new = dict(new)
+        self.state, self.problems = "running", dict[str, str]()
+        self.actors: dict[tuple[int, int], Any] = {}
+        self.cut_waiters: list[asyncio.Future[CutDone | CutFailed]] = []
+        self.saved_cut: dict[str, Any] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._next_cut = clock.monotonic() + spec.every
+        self._next_discovery = clock.monotonic() + spec.discover
+        self._follows = follows(spec)
+        self._busy: set[str] = set()
+        self._views = {
+            name: ViewInfo(name, each.schema, "keyed", tuple(each.key_schema.names), each.routing_keys, each.window and each.window.name)
+            if isinstance(each, TableSpec)
+            else ViewInfo(name, each.schema, "append")
+            for name, each in spec.plan.tables.items()
+        }
+        self._spawn(self._tick_always())
+
+    # events from outside
+
+    def worker_joined(self, address: str, location: str) -> None:
+        self._carry_out(self.coordinator.worker_joined(address, location, self.clock.monotonic()))
+
+    def worker_lost(self, address: str) -> None:
+        self._carry_out(self.coordinator.worker_lost(address, self.clock.monotonic()))
+
+    def reported(self, worker: str, report: Mapping[str, Any]) -> None:
+        partition, epoch = report["partition"], report["epoch"]
+        self._carry_out(self.coordinator.reported(partition, epoch, report, self.clock.monotonic()))
+        if report.get("table", self.coordinator.table.version) < self.coordinator.table.version:
+            self._tell([worker])
+        if self.coordinator.finished and self.state == "running":
+            self.state = "finished"
+
+    # requests
+
+    async def cut(self, timeout: float, *, saves: bool = False) -> CutDone:
+        """One consistent cut over all partitions; abandoned with `Unavailable` when it does not come about within `timeout`."""
+        deadline = self.clock.monotonic() + timeout
+        reason = "another cut is open"
+        while (left := deadline - self.clock.monotonic()) > 0:
+            number = self.coordinator.open_cut(self.clock.monotonic(), saves=saves)
+            if number is None:
+                await asyncio.sleep(0.005)
+                continue
+            result = await self._follow_cut(saves, left)
+            if isinstance(result, CutDone):
+                return result
+            reason = result.reason if result else "it was not aligned in time"
+            await asyncio.sleep(0.02)
+        raise Unavailable("no consistent cut could be made; try again", job=self.spec.name, reason=reason, retry_after=1.0)
+
+    async def _follow_cut(self, saves: bool, timeout: float) -> CutDone | CutFailed | None:
+        self._tell()
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    waiter: asyncio.Future[CutDone | CutFailed] = asyncio.get_running_loop().create_future()
+                    self.cut_waiters.append(waiter)
+                    result = await waiter
+                    if isinstance(result, CutFailed) or result.saved or not saves:
+                        return result
+        except TimeoutError:
+            return None
+
+    def drain(self) -> None:
+        self._carry_out(self.coordinator.drain())
+
+    async def stop(self, *, snapshot: bool = True, timeout: float = 15.0) -> None:
+        """A last saved cut, so that any number of partitions can go on from it; then every actor is gone."""
+        if self.state in ("stopped", "fenced"):
+            return
+        self.state = "stopping"
+        self._carry_out(self.coordinator.stop())
+        if snapshot and self.coordinator.table.splits:
+            try:
+                await self._save_cut(timeout)
+            except FlowstateError as error:
+                self.problems["stop"] = f"the last snapshot is not a cut: {error}"
+        await self._end("stopped")
+
+    async def _end(self, state: str) -> None:
+        self.state = state
+        addresses = list(self.coordinator.workers)
+        await asyncio.gather(*(self._ask(each, "flowstate_drop_job", job=self.spec.name) for each in addresses))
+        for future in self.actors.values():
+            future.release()
+        self.actors.clear()
+        current = asyncio.current_task()
+        for task in list(self._tasks):
+            if task is not current:
+                task.cancel()
+
+    # instructions
+
+    def _carry_out(self, instructions: Iterable[Instruction]) -> None:
+        for each in instructions:
+            match each:
+                case Claim():
+                    self._spawn(self._claim(each))
+                case Create():
+                    self._spawn(self._create(each))
+                case Discard():
+                    self._spawn(self._ask(each.worker, "flowstate_discard", job=self.spec.name, partition=each.partition, epoch=each.epoch))
+                    if (future := self.actors.pop((each.partition, each.epoch), None)) is not None:
+                        future.release()
+                case RaiseReader():
+                    self._spawn(self._raise_reader(each))
+                case Tell():
+                    self._tell()
+                case CutDone() | CutFailed():
+                    waiters, self.cut_waiters = self.cut_waiters, []
+                    for waiter in waiters:
+                        if not waiter.done():
+                            waiter.set_result(each)
+
+    async def _claim(self, claim: Claim) -> None:
+        try:
+            epoch = await asyncio.to_thread(self._claim_epoch, claim.partition)
+        except Fenced as error:
+            self.problems["job"] = str(error)
+            await self._end("fenced")
+        except FlowstateError as error:
+            self.coordinator.claim_failed(claim.partition, str(error), self.clock.monotonic())
+        else:
+            self._carry_out(self.coordinator.claimed(claim.partition, epoch, self.clock.monotonic()))
+
+    def _claim_epoch(self, partition: int) -> int:
+        JobChain(self.store).check(self.spec.run)
+        return PartitionChain(self.store, self.spec.generation, partition).claim().epoch
+
+    async def _create(self, create: Create) -> None:
+        key = f"flowstate-{self.spec.name}-r{self.spec.run}-p{create.partition}-e{create.epoch}"
+        try:
+            future = self.client.submit(
+                PartitionActor,
+                self.spec,
+                create.partition,
+                create.epoch,
+                key=key,
+                workers=[create.worker],
+                allow_other_workers=False,
+                actor=True,
+                pure=False,
+            )
+            self.actors[create.partition, create.epoch] = future
+            await asyncio.wait_for(future, 60.0)
+        except Exception as error:
+            reason = f"the actor could not be created: {type(error).__name__}: {error}"
+            now = self.clock.monotonic()
+            self._carry_out(self.coordinator.create_failed(create.partition, create.epoch, reason, now))
+
+    async def _raise_reader(self, request: RaiseReader) -> None:
+        entry = self.coordinator.table.splits[request.split]
+        try:
+            epoch = await asyncio.to_thread(self._raise_epoch, request, entry)
+        except FlowstateError as error:
+            self.problems[request.split] = str(error)
+            self._carry_out(self.coordinator.raise_failed(request.split, request.floor))
+        else:
+            now = self.clock.monotonic()
+            self._carry_out(self.coordinator.reader_raised(request.split, request.partition, epoch, now))
+
+    def _raise_epoch(self, request: RaiseReader, entry: SplitEntry) -> int:
+        record = self.records.raise_epoch(
+            request.split, start=entry.start, end=entry.end, label=entry.label, hint=entry.hint
+        )
+        if request.floor is not None and not record.floors:
+            record = self.records.append_floor(request.split, record.reader_epoch, request.floor)
+        return record.reader_epoch
+
+    def _tell(self, addresses: list[str] | None = None) -> None:
+        table, directory = self.coordinator.table.dump(), self.directory().to_json()
+        for address in addresses or list(self.coordinator.workers):
+            self._spawn(self._ask(address, "flowstate_hear", job=self.spec.name, table=table, directory=directory))
+
+    async def _ask(self, address: str, operation: str, **arguments: Any) -> Any:
+        """A call to a worker. Whether it arrives is not relied on: tables are sent again, epochs fence."""
+        try:
+            return await asyncio.wait_for(getattr(self.scheduler.rpc(address), operation)(**arguments), 10.0)
+        except Exception:  # the worker went away: Dask tells us so by itself
+            return None
+
+    # time
+
+    async def _tick_always(self) -> None:
+        while self.state in ("running", "finished", "stopping"):
+            now = self.clock.monotonic()
+            self._carry_out(self.coordinator.tick(now))
+            if self.new and all(member.state in ("live", "ended") for member in self.coordinator.members.values()):
+                new, self.new = self.new, {}
+                self._carry_out(self.coordinator.splits_found(new, now))
+            if self.state == "running":
+                if now >= self._next_cut:
+                    self._next_cut = now + self.spec.every
+                    self._once("cut", self._save_cut(min(5.0, max(1.0, self.spec.every))))
+                if self._follows and now >= self._next_discovery and not self.coordinator.table.draining:
+                    self._next_discovery = now + self.spec.discover
+                    self._once("discovery", self._discover())
+            await asyncio.sleep(TICK)
+
+    def _once(self, name: str, work: Any) -> None:
+        """Unless the last one is still at it."""
+        if name in self._busy:
+            work.close()
+            return
+
+        async def run() -> None:
+            try:
+                await work
+                self.problems.pop(name, None)
+            except FlowstateError as error:
+                self.problems[name] = str(error)
+            finally:
+                self._busy.discard(name)
+
+        self._busy.add(name)
+        self._spawn(run())
+
+    async def _save_cut(self, timeout: float) -> None:
+        """All partitions save at one position; retention follows. A cut that fails keeps no partition from saving by itself."""
+        if not self.coordinator.table.splits:
+            return
+        done = await self.cut(timeout, saves=True)
+        number = await asyncio.to_thread(self._write_cut, done)
+        self.saved_cut = {"number": number, "at": self.clock.wall()}
+        await asyncio.to_thread(
+            retain, self.store, self.spec.generation, range(self.spec.partitions), self.spec.keep
+        )
+
+    def _write_cut(self, done: CutDone) -> int:
+        number = max(cut_numbers(self.store), default=0)
+        while True:
+            number += 1
+            cut = SavedCut(number, self.spec.generation, done.versions, done.position, self.clock.wall())
+            if save_cut(self.store, cut):
+                return number
+
+    async def _discover(self) -> None:
+        found = await asyncio.to_thread(discover, self.spec)
+        self._carry_out(self.coordinator.splits_found(found, self.clock.monotonic()))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # what it tells
+
+    def directory(self) -> Directory:
+        table = self.coordinator.table
+        partitions = tuple(
+            PartitionInfo(number, member.epoch, table.locations.get(number)) for number, member in self.coordinator.members.items()
+        )
+        return Directory(self.spec.name, table.version, self.spec.seed, self.spec.key_groups, self._views, partitions)
+
+    @property
+    def ready(self) -> bool:
+        """Every partition serves, and every split has a reader."""
+        coordinator = self.coordinator
+        live = all(member.state in ("live", "ended") for member in coordinator.members.values())
+        return live and not self.new and coordinator.table.splits.keys() <= coordinator.table.readers.keys()
+
+    def status(self) -> dict[str, Any]:
+        """Plain data for `job.status()`."""
+        table = self.coordinator.table
+        return {
+            "name": self.spec.name,
+            "state": self.state,
+            "ready": self.ready,
+            "run": self.spec.run,
+            "generation": self.spec.generation,
+            "snapshots": self.spec.snapshots,
+            "problems": dict(self.problems),
+            "saved_cut": dict(self.saved_cut),
+            "workers": dict(self.coordinator.workers),
+            "partitions": {
+                str(number): {"state": member.state, "epoch": member.epoch, "worker": member.worker, "reason": member.reason}
+                | {"report": member.report}
+                for number, member in self.coordinator.members.items()
+            },
+            "splits": {
+                split: {"label": entry.label, "reader": table.readers[split].partition if split in table.readers else None}
+                for split, entry in table.splits.items()
+            },
+        }
+
+

@@ -1,0 +1,145 @@
+"""The scheduler's side of flowstate: a Dask `SchedulerPlugin` that holds the running jobs.
+
+It lives in the scheduler, so the notebook that started a job may go away. Its client (also in the scheduler's process) keeps the actors
+alive. Requests and reports come as plain Dask messages; errors go back as data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import cloudpickle
+from distributed import Client, Scheduler, SchedulerPlugin
+
+from flowstate.clock import SystemClock
+from flowstate.errors import FlowstateError, InternalError, InvalidFlow, Unavailable, did_you_mean
+from flowstate.runtime.beginning import begin
+from flowstate.runtime.job_spec import JobSpec
+from flowstate.runtime.running import RunningJob
+
+NAME = "flowstate"
+
+
+class Supervisor(SchedulerPlugin):
+    """Installed once per scheduler by `start`; idempotent."""
+
+    name = NAME
+    idempotent = True
+
+    async def start(self, scheduler: Scheduler) -> None:
+        self.scheduler, self.clock = scheduler, SystemClock()
+        self.jobs: dict[str, RunningJob] = {}
+        self.locations: dict[str, str] = {}
+        self.client: Client | None = None
+        self._starting = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        scheduler.handlers["flowstate_report"] = self.report
+        scheduler.handlers["flowstate_start"] = self.start_job
+        scheduler.handlers["flowstate_request"] = self.request
+        for address in scheduler.workers:
+            self._look_at(address)
+
+    async def before_close(self) -> None:
+        for job in list(self.jobs.values()):
+            await job.stop(snapshot=False)
+
+    async def close(self) -> None:
+        if self.client is not None:
+            await self.client.close(timeout=1)
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        self._look_at(worker)
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        self.locations.pop(worker, None)
+        for job in self.jobs.values():
+            job.worker_lost(worker)
+
+    def _look_at(self, worker: str) -> None:
+        task = asyncio.ensure_future(self._find_location(worker))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _find_location(self, worker: str) -> None:
+        """Where the worker's Flight service is; its plugin may come up a little later than the worker."""
+        while worker in self.scheduler.workers and worker not in self.locations:
+            try:
+                location = await asyncio.wait_for(self.scheduler.rpc(worker).flowstate_where(), 5.0)
+                self._found(worker, location)
+            except Exception:  # no such handler yet, or the worker went away
+                await asyncio.sleep(0.05)
+
+    def _found(self, worker: str, location: str) -> None:
+        if self.locations.get(worker) != location and worker in self.scheduler.workers:
+            self.locations[worker] = location
+            for job in self.jobs.values():
+                job.worker_joined(worker, location)
+
+    # handlers
+
+    async def report(self, worker: str, location: str, pid: int, reports: list[dict[str, Any]]) -> None:
+        self._found(worker, location)
+        for report in reports:
+            if (job := self.jobs.get(report["job"])) is not None:
+                job.reported(worker, report)
+
+    async def start_job(self, spec: bytes) -> dict[str, Any]:
+        """Claims the run and begins. The answer comes as soon as the run is claimed; partitions come up afterwards."""
+        try:
+            asked: JobSpec = cloudpickle.loads(spec)
+            async with self._starting:
+                running = self.jobs.get(asked.name)
+                if running is not None and running.state not in ("stopped", "fenced"):
+                    raise InvalidFlow(
+                        "a job of this name is running on this cluster; use fs.attach, stop it first, or choose another name=",
+                        job=asked.name,
+                    )
+                settled, splits, new = await asyncio.to_thread(begin, asked, self.clock)
+                if self.client is None:
+                    self.client = await Client(self.scheduler.address, asynchronous=True, set_as_default=False)
+                job = self.jobs[asked.name] = RunningJob(settled, splits, new, self.scheduler, self.client, self.clock)
+            for worker, location in self.locations.items():
+                job.worker_joined(worker, location)
+            return {"ok": {"name": settled.name, "run": settled.run, "generation": settled.generation}}
+        except Exception as error:
+            return failure(error)
+
+    async def request(self, operation: str, job: str | None = None, **arguments: Any) -> dict[str, Any]:
+        """What a `Job` asks: jobs, status, directory, cut, drain, stop."""
+        try:
+            if operation == "jobs":
+                return {"ok": {name: each.state for name, each in self.jobs.items()}}
+            running = self.jobs.get(str(job))
+            if running is None:
+                raise InvalidFlow(f"no job {job!r} on this cluster{did_you_mean(str(job), self.jobs)}")
+            return {"ok": await self._answer(running, operation, arguments)}
+        except Exception as error:
+            return failure(error)
+
+    async def _answer(self, job: RunningJob, operation: str, arguments: dict[str, Any]) -> Any:
+        match operation:
+            case "status":
+                return job.status()
+            case "directory":
+                return job.directory().to_json()
+            case "cut":
+                if not job.ready:
+                    raise Unavailable("the job is not up yet", job=job.spec.name, retry_after=0.5)
+                done = await job.cut(float(arguments.get("timeout", 5.0)))
+                return {"cut": done.cut, "position": {split: list(place) for split, place in done.position.items()}}
+            case "drain":
+                job.drain()
+                return None
+            case "stop":
+                await job.stop(snapshot=bool(arguments.get("snapshot", True)))
+                return job.status()
+        raise InternalError("an unknown request; driver and cluster run different versions", operation=operation)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """An error as data: an exception that cannot be unpickled would hang its caller."""
+    if isinstance(error, FlowstateError):
+        facts = {name: value if isinstance(value, int | float | str) else repr(value) for name, value in error.facts.items()}
+        return {"error": {"kind": type(error).__name__, "message": error.message, "facts": facts}}
+    return {"error": {"kind": "InternalError", "message": f"{type(error).__name__}: {error}", "facts": {}}}
