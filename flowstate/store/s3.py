@@ -14,6 +14,9 @@ from flowstate.errors import FlowstateError, InternalError, InvalidFlow, Unavail
 from flowstate.store import Bytes, Store, checked, pieces_of
 
 _SECRET_NAME = re.compile("key|secret|token|password|credential", re.IGNORECASE)
+# Refusals that another try may not meet.
+_PASSING = (408, 409, 425, 429)
+_PASSING_CODES = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch")
 
 
 class S3Store(Store):
@@ -43,7 +46,7 @@ class S3Store(Store):
                     import s3fs
                 except ImportError as error:
                     raise InvalidFlow("s3:// needs s3fs; install it with: pip install 'flowstate[s3]'") from error
-                config = {"connect_timeout": 4, "read_timeout": 60, "retries": {"total_max_attempts": 1}}
+                config = {"connect_timeout": 4, "read_timeout": 20, "retries": {"total_max_attempts": 1}}
                 options = {**self._options, "config_kwargs": {**config, **self._options.get("config_kwargs", {})}}
                 with self._translated(""):
                     filesystem = s3fs.S3FileSystem(**options, use_listings_cache=False, skip_instance_cache=True)
@@ -65,7 +68,10 @@ class S3Store(Store):
                     return False
                 except OSError as error:
                     # Two conditional puts at the same moment: S3 answers both with 409 and wants them repeated.
-                    if _s3_code(error) not in ("ConditionalRequestConflict", "OperationAborted", "409") or attempt == 4:
+                    if (
+                        _s3_answer(error)[0] not in ("ConditionalRequestConflict", "OperationAborted", "409")
+                        or attempt == 4
+                    ):
                         raise
         raise InternalError("unreachable")
 
@@ -78,7 +84,7 @@ class S3Store(Store):
             try:
                 return bytes(filesystem.cat_file(name, start=start, end=end))
             except OSError as error:
-                if _s3_code(error) in ("InvalidRange", "416"):
+                if _s3_answer(error)[0] in ("InvalidRange", "416"):
                     return b""
                 raise
 
@@ -120,7 +126,7 @@ class S3Store(Store):
             self._raise(error, name)
 
     def _raise(self, error: Exception, name: str) -> NoReturn:
-        code, reason = _s3_code(error), f"{type(error).__name__}: {error}"
+        code, reason = _s3_answer(error)[0], f"{type(error).__name__}: {error}"
         shown = [secret for secret in _secrets(self._options) if secret in reason]
         for secret in shown:
             reason = reason.replace(secret, "***")
@@ -130,11 +136,7 @@ class S3Store(Store):
             raise InvalidFlow("there is no such bucket; create it, or correct the URL", **facts) from cause
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"s3://{name}") from None
-        if isinstance(error, PermissionError) or code in (
-            "InvalidBucketName",
-            "AuthorizationHeaderMalformed",
-            "PermanentRedirect",
-        ):
+        if 400 <= _s3_answer(error)[1] < 500 and _s3_answer(error)[1] not in _PASSING and code not in _PASSING_CODES:
             message = "S3 refused; check bucket, region, credentials, and that they may put, get, list and delete"
             raise InvalidFlow(message, code=code, **facts) from cause
         if "Credential" in type(error).__name__ or isinstance(error, TypeError | ValueError):
@@ -147,15 +149,16 @@ def _open_s3(root: str, options: dict[str, Any]) -> S3Store:
     return S3Store(root, **options)
 
 
-def _s3_code(error: BaseException) -> str:
-    """S3's own code of an error that s3fs translated, or ''."""
+def _s3_answer(error: BaseException) -> tuple[str, int]:
+    """S3's own code and the HTTP status of an error that s3fs translated; ('', 0) when it is no answer of S3."""
     seen: BaseException | None = error
     while seen is not None:
         response = getattr(seen, "response", None)
         if isinstance(response, Mapping):
-            return str(response.get("Error", {}).get("Code", ""))
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return str(response.get("Error", {}).get("Code", "")), int(status)
         seen = seen.__cause__
-    return ""
+    return "", 0
 
 
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
