@@ -1,7 +1,8 @@
 """An append-only sequence of small entries, whose next number is claimed by create-if-absent.
 
 What holds, whatever the others do: of all appends of one version at most one is told True, and an append that was told True is the newest
-entry at some moment after it was called. So whoever reads the newest entry and then appends the next has compared and swapped.
+entry at some moment after it was called. So whoever reads the newest entry and then appends the next has compared and swapped. An append
+that was told False is not the newest; it may be among the entries before it (6). So read again, and look whether the change is there.
 
 Interleavings that `append` survives:
 
@@ -12,6 +13,8 @@ Interleavings that `append` survives:
 4. As 3, while our list runs: an entry that was there all the time is listed. Retention keeps the newest `KEPT_ENTRIES`, so that
    as many would have to be appended and deleted within one request for the list to show none of them.
 5. We append 18, right after 17, list, and sleep: we are told True late, but it was true when we listed.
+6. We append 18; before we list, another reads it and appends 19, built on it. We are told False, as in 3: in both cases somebody else
+   decides what comes next. (For a manifest that is a newer epoch, which has taken over ours.)
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ class Chain:
                 raise CorruptData("every entry of a chain is damaged; restore it from a backup", object=self.path)
 
     def append(self, version: int, entry: dict[str, Any], *, token: str | None = None) -> bool:
-        """Append `entry` as `version`, which must be one above the version that the caller built on. True if it is ours.
+        """Append `entry` as `version`, which must be one above the version that the caller built on. True if it is ours and the newest.
 
         When it raises Unavailable, it may have happened. A call that is repeated with the same `token` and entry is told so; without a
         token every call is a writer of its own. Same token and entry by two callers make both the winner.

@@ -107,8 +107,9 @@ class SplitRecords:
         return self._change(split, change)
 
     def append_floor(self, split: str, reader_epoch: int, floor: Floor) -> SplitRecord:
-        """The record with `floor` as its last. Fenced, with both numbers, when another epoch reads the split. A floor that is the last
-        one already is not added twice, so a call may be repeated."""
+        """The record with `floor` as its last. Fenced, with both numbers, when another epoch reads the split; the floor may
+        then be in the record all the same, below the newer epoch, whose reader sends it. A floor that is the last one already is not
+        added twice, so a call may be repeated."""
 
         def change(record: SplitRecord | None) -> SplitRecord:
             if record is None:

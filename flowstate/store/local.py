@@ -28,7 +28,7 @@ class LocalStore(Store):
     def create(self, path: str, data: Bytes | Sequence[Bytes]) -> bool:
         final = os.path.join(self.root, *checked(path).split("/"))
         folder = os.path.dirname(final)
-        with self._translated(final):
+        with self._translated(final, writing=True):
             for attempt in range(3):
                 self._make_folder(folder)
                 try:
@@ -56,7 +56,8 @@ class LocalStore(Store):
                 os.link(temporary, final)
             except FileExistsError:
                 # On NFS the answer to the link may be lost and the link be repeated: two names then mean that it was ours.
-                return os.stat(temporary).st_nlink == 2
+                if os.stat(temporary).st_nlink != 2:
+                    return False
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -120,13 +121,13 @@ class LocalStore(Store):
                         os.unlink(each.path)
 
     @contextlib.contextmanager
-    def _translated(self, name: str) -> Iterator[None]:
+    def _translated(self, name: str, *, writing: bool = False) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, IsADirectoryError):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
         except OSError as error:
             code = error.errno or 0
+            if not writing and code in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
             facts = {"path": name, "reason": os.strerror(code)}
             if code in (errno.ENOSPC, errno.EDQUOT):
                 raise Unavailable("no space left for snapshots; free some", retry_after=10.0, **facts) from error
@@ -137,7 +138,7 @@ class LocalStore(Store):
                 raise InvalidFlow(
                     "no permission; allow this user to write there, or give another folder", **facts
                 ) from error
-            if code in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+            if code in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
                 raise InvalidFlow("this folder cannot be used; give another", **facts) from error
             raise Unavailable("the disk failed; look at the system's log", retry_after=5.0, **facts) from error
 

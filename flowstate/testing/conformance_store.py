@@ -1,8 +1,8 @@
 """What every store must do. Run each of `CHECKS` with a fresh, empty store::
 
-    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-    def test_my_store(check):
-        check(MyStore(...))
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_my_store(check):
+    check(MyStore(...))
 """
 
 from __future__ import annotations
@@ -36,7 +36,16 @@ def reads_ranges(store: Store) -> None:
     """Half-open ranges, cut off at the end of the object."""
     data = bytes(range(256)) * 40
     assert store.create("ranges", data)
-    for start, end in [(None, None), (0, 10), (10, 300), (10_000, 10_240), (10_000, 20_000), (5, 5), (5, None), (None, 7)]:
+    for start, end in [
+        (None, None),
+        (0, 10),
+        (10, 300),
+        (10_000, 10_240),
+        (10_000, 20_000),
+        (5, 5),
+        (5, None),
+        (None, 7),
+    ]:
         assert store.read("ranges", start, end) == data[start:end], (start, end)
     assert store.read("ranges", 10_240, 10_250) == b""
     assert store.read("ranges", 20_000, 20_010) == b""
@@ -55,7 +64,7 @@ def joins_pieces(store: Store) -> None:
 def knows_what_is_absent(store: Store) -> None:
     """Reading raises FileNotFoundError; a folder is no object."""
     store.create("folder/object", b"x")
-    for path in ("nothing", "nothing/at/all", "folder/other", "folder"):
+    for path in ("nothing", "nothing/at/all", "folder/other", "folder", "folder/object/below"):
         assert not store.exists(path), path
         try:
             store.read(path)
