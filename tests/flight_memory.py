@@ -40,7 +40,7 @@ class MemoryPartition:
     loading: bool = False
     rows_per_batch: int = 1000
     scanned: list[tuple[str, Any]] = field(default_factory=list)
-    _index: dict[tuple[int, int], dict[tuple[Any, ...], list[int]]] = field(default_factory=dict)
+    _index: dict[tuple[str, int], dict[tuple[Any, ...], list[int]]] = field(default_factory=dict)
 
     def _answer(self, view: str) -> Answer:
         position = {"events-0": Place(100 + self.partition, 1)}
@@ -66,7 +66,7 @@ class MemoryPartition:
 
     def lookup(self, view: str, keys: pa.RecordBatch) -> tuple[pa.RecordBatch, Answer]:
         table = self._table(view, None)
-        place = (id(table), keys.num_columns)
+        place = (view, keys.num_columns)
         if place not in self._index:
             columns = [table.column(name).to_pylist() for name in keys.schema.names]
             index: dict[tuple[Any, ...], list[int]] = {}
@@ -76,7 +76,10 @@ class MemoryPartition:
         index = self._index[place]
         wanted = zip(*[column.to_pylist() for column in keys.columns], strict=True)
         rows = [row for key in wanted for row in index.get(key, [])]
-        taken = [table.column(name).combine_chunks().take(pa.array(rows, pa.int64())) for name in table.schema.names]
+        if table.column(0).num_chunks != 1:
+            table = self.tables[view] = table.combine_chunks()
+        whole = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], table.schema)
+        taken = whole.take(pa.array(rows, pa.int64())).columns
         return pa.RecordBatch.from_arrays(taken, schema=table.schema), self._answer(view)
 
 

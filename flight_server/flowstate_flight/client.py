@@ -23,6 +23,7 @@ from flowstate.view.answer import Answer
 from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
 from flowstate_flight.exchange_call import StreamBroken
 from flowstate_flight.expression import encode_filter
+from flowstate_flight.key_filter import allowed_keys
 from flowstate_flight.keys import key_batch, owners
 from flowstate_flight.pool import Pool
 from flowstate_flight.routing import DirectorySource, Routing
@@ -125,16 +126,18 @@ class FlightReader:
         cut: int | None = None,
         limit: int | None = None,
     ) -> pa.RecordBatchReader:
-        """The same as a stream. All partitions are asked at once, so the state that it shows is that of this moment; the
+        """The same as a stream. All partitions are asked at once (with a filter that fixes the routing keys, their owners alone), so it shows the state of this moment; the
         answer is in the metadata of its schema. A stream that breaks half-way raises Unavailable."""
         info = self.info(view)
         schema = self._columns(info, columns).remove_metadata()
         if limit is not None and limit < 0:
             raise InvalidFlow("a limit is not negative", limit=limit)
-        encoded, after, wanted = None, None, schema.names
+        encoded, after, wanted, keys = None, None, schema.names, None
         if filter is not None:
             encoded, needed = encode_filter(filter, info.schema)
-            if encoded is None:
+            if encoded is not None:
+                keys = allowed_keys(encoded, needed, info)
+            else:
                 after = filter
                 wanted = [*schema.names, *(name for name in needed if name not in schema.names)]
         inner = limit if after is None else None
@@ -144,6 +147,9 @@ class FlightReader:
             for each in partitions or []:
                 if each not in known:
                     raise InvalidFlow("there is no such partition", partition=each, partitions=len(known))
+            if partitions is None and keys is not None:
+                owning = list(owners(directory, info, keys)) if keys.num_rows else []
+                return dict.fromkeys(owning or known[:1])  # one is always asked: an empty answer says how fresh it is, too
             return dict.fromkeys(known if partitions is None else partitions)
 
         def ask(directory: Directory, place: PartitionInfo, share: None) -> Opened:

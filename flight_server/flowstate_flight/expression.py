@@ -57,36 +57,36 @@ def decode_filter(raw: bytes, schema: pa.Schema) -> DecodedFilter:
     return DecodedFilter(expressions[0], list(base.names))
 
 
-def named_columns(expression: pc.Expression, schema: pa.Schema) -> list[str]:
-    """The columns of `schema` that a filter reads. Raises InvalidFlow if it names others.
-
-    An expression has no public tree, but it refuses to be encoded over a schema that lacks a column it names.
-    """
-    try:
-        expression.to_substrait(schema)
-    except (pa.ArrowException, NotImplementedError, ValueError, KeyError) as error:
-        if isinstance(error, NotImplementedError | pa.ArrowNotImplementedError):
-            raise
-        reason = str(error).partition("\n")[0][:200]
-        raise InvalidFlow(f"the filter does not fit the columns {', '.join(schema.names)}", reason=reason) from None
-    names = []
-    for index, each in enumerate(schema):
-        try:
-            expression.to_substrait(schema.remove(index))
-        except (pa.ArrowException, NotImplementedError, ValueError, KeyError):
-            names.append(each.name)
-    return names
+_NOT_ENCODED = (pa.ArrowException, NotImplementedError, ValueError, KeyError, TypeError)
 
 
 def encode_filter(expression: pc.Expression, schema: pa.Schema) -> tuple[bytes | None, list[str]]:
     """The filter for a ticket, and the columns it reads; None for one that Substrait cannot say exactly, so that the asker
-    applies it to what comes back (all columns are named then, for nobody knows better)."""
+    applies it to what comes back (all columns are named then, for nobody knows better). Raises InvalidFlow if the filter does
+    not fit the schema.
+
+    An expression has no public tree, but it refuses to be encoded over a schema that lacks a column it reads.
+    """
     try:
-        names = named_columns(expression, schema)
-        base = pa.schema([pa.field(name, schema.field(name).type) for name in names])
-        return bytes(expression.to_substrait(base)), names
-    except (NotImplementedError, pa.ArrowNotImplementedError):
+        expression.to_substrait(schema)
+    except _NOT_ENCODED:
+        try:
+            schema.empty_table().filter(expression)
+        except _NOT_ENCODED as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise InvalidFlow(f"the filter does not fit the columns {', '.join(schema.names)}", reason=reason) from None
         return None, list(schema.names)
+    names = [each.name for index, each in enumerate(schema) if not _encodes(expression, schema.remove(index))]
+    base = pa.schema([pa.field(name, schema.field(name).type) for name in names])
+    return bytes(expression.to_substrait(base)), names
+
+
+def _encodes(expression: pc.Expression, schema: pa.Schema) -> bool:
+    try:
+        expression.to_substrait(schema)
+    except _NOT_ENCODED:
+        return False
+    return True
 
 
 def columns_to_read(columns: Sequence[str], condition: DecodedFilter | None) -> list[str]:

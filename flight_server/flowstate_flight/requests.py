@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -144,35 +144,7 @@ class Requests:
             raise InvalidFlow(f"view {view.name!r} is keyed by {key_text(view)}; the keys do not fit", keys=names)
         return keys
 
-    # exchange and actions
-
-    def exchanged_view(self, command: dict[str, Any]) -> tuple[str, str]:
-        """Job and view of the command that opens an exchange of lookups."""
-        if command.get("kind") != "lookup":
-            raise InvalidFlow("an exchange is of kind 'lookup' or 'partition-exchange'", kind=command.get("kind"))
-        unknown = sorted(set(command) - {"v", "kind", "job", "view"})
-        if unknown or command.get("v") != 1:
-            raise InvalidFlow("the command of an exchange is {v=1, kind, job, view}", unknown=unknown[:5])
-        job, view = name_of(command.get("job"), "job"), name_of(command.get("view"), "view")
-        self.view(job, view)
-        return job, view
-
-    def exchanged_lookup(
-        self, job: str, view: str, asked: dict[str, Any], keys: pa.RecordBatch | None, schema: pa.Schema
-    ) -> tuple[pa.RecordBatch, dict[str, Any]]:
-        """One message of such an exchange: rows in the columns of `schema`, and the answer as plain data."""
-        number, epoch = asked.get("partition"), asked.get("epoch")
-        if not isinstance(number, int) or not isinstance(epoch, int | None) or keys is None:
-            raise InvalidFlow('a message is a batch of keys with the metadata {"partition": number, "id": any}')
-        partition = self.partition(Ticket(job, view, number, epoch=epoch))
-        if keys.num_rows > MAX_KEYS:
-            raise InvalidFlow("too many keys in one message; ask in parts", keys=keys.num_rows, limit=MAX_KEYS)
-        try:
-            keys.validate(full=True)
-        except pa.ArrowException:
-            raise InvalidFlow("the batch of keys is damaged") from None
-        rows, answer = partition.lookup(view, self.checked_keys(self.view(job, view), keys))
-        return rows if rows.schema == schema else rows.select(schema.names), asdict(answer)
+    # actions
 
     def action(self, kind: str, body: bytes) -> bytes:
         if kind == "directory":
@@ -207,6 +179,39 @@ class Requests:
                 for job in jobs
             }
         }
+
+
+class LookupStream:
+    """One exchange of lookups. The schema of its keys is fixed by Arrow, so it is checked once and not per message."""
+
+    def __init__(self, requests: Requests, command: dict[str, Any]) -> None:
+        if command.get("kind") != "lookup":
+            raise InvalidFlow("an exchange is of kind 'lookup' or 'partition-exchange'", kind=command.get("kind"))
+        unknown = sorted(set(command) - {"v", "kind", "job", "view"})
+        if unknown or command.get("v") != 1:
+            raise InvalidFlow("the command of an exchange is {v=1, kind, job, view}", unknown=unknown[:5])
+        self._requests = requests
+        self._job, self._view = name_of(command.get("job"), "job"), name_of(command.get("view"), "view")
+        self.schema = requests.view(self._job, self._view).schema.remove_metadata()
+        self._checked = False
+
+    def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, dict[str, object]]:
+        """One message: rows in the columns of `schema`, and the answer as plain data."""
+        number, epoch = asked.get("partition"), asked.get("epoch")
+        if type(number) is not int or not isinstance(epoch, int | None) or keys is None:
+            raise InvalidFlow('a message is a batch of keys with the metadata {"partition": number, "id": any}')
+        partition = self._requests.partition(Ticket(self._job, self._view, number, epoch=epoch))
+        if keys.num_rows > MAX_KEYS:
+            raise InvalidFlow("too many keys in one message; ask in parts", keys=keys.num_rows, limit=MAX_KEYS)
+        if not self._checked:
+            self._requests.checked_keys(self._requests.view(self._job, self._view), keys)
+            self._checked = True
+        try:
+            keys.validate(full=True)
+        except pa.ArrowException:
+            raise InvalidFlow("the batch of keys is damaged") from None
+        rows, answer = partition.lookup(self._view, keys)
+        return rows if rows.schema.equals(self.schema) else rows.select(self.schema.names), answer.to_data()
 
 
 def _path(job: str, view: str) -> flight.FlightDescriptor:

@@ -20,7 +20,7 @@ from flowstate.errors import Fenced, InvalidFlow, Unavailable
 from flowstate.view.directory import Directory, LivePartition
 from flowstate_flight.connections import sever
 from flowstate_flight.fault import describe, to_flight
-from flowstate_flight.requests import Requests
+from flowstate_flight.requests import LookupStream, Requests
 from flowstate_flight.ticket import Ticket, read_json
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -181,14 +181,11 @@ class _Server(flight.FlightServerBase):
                 raise Unavailable("this worker takes no data from others yet", retry_after=0.5)
             handler(command, reader, writer, context)
             return
-        job, view = self.service.requests.exchanged_view(command)
-        self._lookups(job, view, reader, writer)
+        self._lookups(LookupStream(self.service.requests, command), reader, writer)
 
-    def _lookups(self, job: str, view: str, reader: Any, writer: Any) -> None:
+    def _lookups(self, stream: LookupStream, reader: Any, writer: Any) -> None:
         """Answer each message by one message, in order. An error is the answer to its message and ends nothing."""
-        requests = self.service.requests
-        schema = requests.view(job, view).schema
-        writer.begin(schema)
+        writer.begin(stream.schema)
         while True:
             try:
                 chunk = reader.read_chunk()
@@ -204,7 +201,7 @@ class _Server(flight.FlightServerBase):
                 reply["id"] = asked.get("id")
                 if self.service._closing:
                     raise Unavailable("this worker is stopping; ask the directory who took over", retry_after=0.5)
-                rows, reply["answer"] = requests.exchanged_lookup(job, view, asked, chunk.data, schema)
+                rows, reply["answer"] = stream.answer(asked, chunk.data)
             except BaseException as error:
                 rows, reply["error"] = None, describe(error)
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
@@ -51,7 +51,12 @@ class Answer:
 
     def attach(self, schema: pa.Schema) -> pa.Schema:
         """`schema` with this answer in its metadata."""
-        return schema.with_metadata({**(schema.metadata or {}), METADATA_KEY: json.dumps(asdict(self)).encode()})
+        return schema.with_metadata({**(schema.metadata or {}), METADATA_KEY: json.dumps(self.to_data()).encode()})
+
+    def to_data(self) -> dict[str, object]:
+        """Plain data for JSON. By hand, since `dataclasses.asdict` takes ten times as long and every lookup pays it."""
+        parts = [{**vars(part), "position": dict(part.position)} for part in self.parts]
+        return {"job": self.job, "view": self.view, "parts": parts, "consistent": self.consistent}
 
     @staticmethod
     def of(schema: pa.Schema) -> Answer | None:
@@ -67,7 +72,7 @@ class Answer:
 
 
 def answer_of_data(data: dict[str, object]) -> Answer:
-    """An Answer from what `dataclasses.asdict` and JSON made of it."""
+    """An Answer from what `Answer.to_data` gave, also by way of JSON."""
     parts = []
     for part in data["parts"]:  # type: ignore[attr-defined]
         part["position"] = {split: Place(*place) for split, place in part["position"].items()}
