@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from flowstate.clock import Clock
 from flowstate.errors import InvalidFlow
+from flowstate.plan.portable import dump_tables
 from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.table import SplitEntry
 from flowstate.sink.files import ParquetSink
@@ -28,7 +29,7 @@ def begin(spec: JobSpec, clock: Clock) -> tuple[JobSpec, dict[str, SplitEntry], 
     before = jobs.load()
     origin = None
     if before is not None:
-        changes = spec.plan.differences(before.plan) if before.fingerprint != spec.plan.fingerprint else []
+        changes = spec.plan.differences(before.plan["flow"]) if before.fingerprint != spec.plan.fingerprint else []
         if changes:
             raise InvalidFlow(
                 "the flow is not the one that wrote these snapshots; undo the change, or give the new flow a folder of its own:\n  "
@@ -39,7 +40,7 @@ def begin(spec: JobSpec, clock: Clock) -> tuple[JobSpec, dict[str, SplitEntry], 
             origin = _cut_to_rescale(store, spec, before)
     record = jobs.claim_run(
         name=spec.name,
-        plan=spec.plan.describe(),
+        plan={"flow": spec.plan.describe(), "tables": dump_tables(spec.plan.tables)},
         fingerprint=spec.plan.fingerprint,
         partitions=spec.partitions,
         key_groups=spec.key_groups,

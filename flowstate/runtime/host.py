@@ -54,7 +54,6 @@ class Host(WorkerPlugin):
         self.service = FlightService(*self.bind)
         self.service.set_exchange_handler(self._exchange)
         self._urgent = asyncio.Event()
-        worker.handlers["flowstate_where"] = self.where
         worker.handlers["flowstate_hear"] = self.hear
         worker.handlers["flowstate_discard"] = self.discard
         worker.handlers["flowstate_drop_job"] = self.drop_job
@@ -86,10 +85,6 @@ class Host(WorkerPlugin):
         self.service.register(served)
         pump.start()
         return pump
-
-    async def where(self) -> str:
-        """The Flight location, for the supervisor."""
-        return self.service.location
 
     async def discard(self, job: str, partition: int, epoch: int) -> None:
         """This incarnation was replaced, or is not wanted any more."""
@@ -163,20 +158,22 @@ class Host(WorkerPlugin):
     # reports
 
     async def _report_always(self) -> None:
-        """One call for all partitions of this process. A scheduler that does not answer is none of the pumps' business."""
+        """One call for all partitions of this process, and one to announce the process. A scheduler that does not answer is none of the
+        pumps' business."""
+        announced = False
         while not self.stopping:
             try:
-                await asyncio.wait_for(self._urgent.wait(), REPORT_EVERY)
+                await asyncio.wait_for(self._urgent.wait(), REPORT_EVERY if announced else 0.02)
             except TimeoutError:
                 pass
             self._urgent.clear()
             for served in list(self.served.values()):
                 served.expire()
             reports = [describe(pump) for pump in list(self.pumps.values())]
-            if not reports:
+            if announced and not reports:
                 continue
             try:
-                await asyncio.wait_for(
+                announced = await asyncio.wait_for(
                     self.worker.scheduler.flowstate_report(
                         worker=self.worker.address, location=self.service.location, pid=os.getpid(), reports=reports
                     ),

@@ -134,11 +134,10 @@ class ClientLink:
         self._controls.put(None)
 
     def _run(self) -> None:
-        reader: Any = None
         try:
             self._client = flight.connect(self.location)
             writer, reader = self._client.do_exchange(flight.FlightDescriptor.for_command(self._command))
-            sender = threading.Thread(target=self._send, args=(writer, reader), daemon=True)
+            sender = threading.Thread(target=self._send, args=(writer,), daemon=True)
             sender.start()
             while True:
                 metadata = reader.read_chunk().app_metadata
@@ -157,17 +156,14 @@ class ClientLink:
             for each in streams:
                 self.owner.post_closed(each)
             self._controls.put(None)
-            if reader is not None:
-                reader.cancel()
 
-    def _send(self, writer: Any, reader: Any) -> None:
+    def _send(self, writer: Any) -> None:
         try:
             while (control := self._controls.get()) is not None:
                 writer.write_metadata(pa.py_buffer(json.dumps(control).encode()))
-            writer.done_writing()
+            writer.done_writing()  # the reader's side then ends the exchange, and `_run` sees its end
         except (flight.FlightError, pa.ArrowException, OSError):
             pass
-        reader.cancel()
 
 
 class ServerLink:

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distributed import Client, Scheduler
+from distributed import Client, Scheduler, Status
 
 from flowstate.clock import Clock
 from flowstate.errors import Fenced, FlowstateError, Unavailable
-from flowstate.plan.spec import TableSpec
 from flowstate.runtime.actor import PartitionActor
 from flowstate.runtime.beginning import discover, follows
 from flowstate.runtime.coordinator import (
@@ -25,6 +24,7 @@ from flowstate.runtime.coordinator import (
     Tell,
 )
 from flowstate.runtime.job_spec import JobSpec
+from flowstate.runtime.stored import view_info
 from flowstate.runtime.table import SplitEntry
 from flowstate.snapshot.cut import SavedCut, cut_numbers, save_cut
 from flowstate.snapshot.job_record import JobChain
@@ -32,7 +32,7 @@ from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.snapshot.record import SplitRecords
 from flowstate.snapshot.retention import retain
 from flowstate.store import Store
-from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
+from flowstate.view.directory import Directory, PartitionInfo
 
 TICK = 0.1
 
@@ -63,12 +63,7 @@ class RunningJob:
         self._next_discovery = clock.monotonic() + spec.discover
         self._follows = follows(spec)
         self._busy: set[str] = set()
-        self._views = {
-            name: ViewInfo(name, each.schema, "keyed", tuple(each.key_schema.names), each.routing_keys, each.window and each.window.name)
-            if isinstance(each, TableSpec)
-            else ViewInfo(name, each.schema, "append")
-            for name, each in spec.plan.tables.items()
-        }
+        self._views = {name: view_info(name, each, each.schema) for name, each in spec.plan.tables.items()}
         self._spawn(self._tick_always())
 
     # events from outside
@@ -296,7 +291,14 @@ class RunningJob:
         self._carry_out(self.coordinator.splits_found(found, self.clock.monotonic()))
 
     def _spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+        async def run() -> None:
+            try:
+                await work
+            except RuntimeError as error:
+                if self.scheduler.status == Status.running and "shutdown" not in str(error):
+                    raise  # else the scheduler closes, and its threads are gone
+
+        task = asyncio.ensure_future(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

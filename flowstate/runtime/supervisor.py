@@ -33,12 +33,9 @@ class Supervisor(SchedulerPlugin):
         self.locations: dict[str, str] = {}
         self.client: Client | None = None
         self._starting = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
         scheduler.handlers["flowstate_report"] = self.report
         scheduler.handlers["flowstate_start"] = self.start_job
         scheduler.handlers["flowstate_request"] = self.request
-        for address in scheduler.workers:
-            self._look_at(address)
 
     async def before_close(self) -> None:
         for job in list(self.jobs.values()):
@@ -48,41 +45,28 @@ class Supervisor(SchedulerPlugin):
         if self.client is not None:
             await self.client.close(timeout=1)
 
-    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        self._look_at(worker)
-
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         self.locations.pop(worker, None)
         for job in self.jobs.values():
             job.worker_lost(worker)
 
-    def _look_at(self, worker: str) -> None:
-        task = asyncio.ensure_future(self._find_location(worker))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _find_location(self, worker: str) -> None:
-        """Where the worker's Flight service is; its plugin may come up a little later than the worker."""
-        while worker in self.scheduler.workers and worker not in self.locations:
-            try:
-                location = await asyncio.wait_for(self.scheduler.rpc(worker).flowstate_where(), 5.0)
-                self._found(worker, location)
-            except Exception:  # no such handler yet, or the worker went away
-                await asyncio.sleep(0.05)
-
     def _found(self, worker: str, location: str) -> None:
-        if self.locations.get(worker) != location and worker in self.scheduler.workers:
+        if self.locations.get(worker) != location:
             self.locations[worker] = location
             for job in self.jobs.values():
                 job.worker_joined(worker, location)
 
     # handlers
 
-    async def report(self, worker: str, location: str, pid: int, reports: list[dict[str, Any]]) -> None:
+    async def report(self, worker: str, location: str, pid: int, reports: list[dict[str, Any]]) -> bool:
+        """False if the scheduler does not know the worker yet: it announces itself again."""
+        if worker not in self.scheduler.workers:
+            return False
         self._found(worker, location)
         for report in reports:
             if (job := self.jobs.get(report["job"])) is not None:
                 job.reported(worker, report)
+        return True
 
     async def start_job(self, spec: bytes) -> dict[str, Any]:
         """Claims the run and begins. The answer comes as soon as the run is claimed; partitions come up afterwards."""

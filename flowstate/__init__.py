@@ -1,0 +1,48 @@
+"""flowstate: keyed totals that are live, exact, and queryable while events stream in.
+
+The path of a row, and the rooms in its order:
+
+1. `source`: a log (Kafka, files, Arrow) gives rows with their place in it, *(split, offset)*; what cannot be read is a dead letter.
+2. `runtime.prepare`: the reader of the split notes the watermark before each row, evaluates the flow's expressions (`plan`), judges
+   whether the row is late, and `exchange.route` tells the owner of its key.
+3. `exchange`: rows travel to their owners over Arrow Flight, each message saying which stretch of the log it covers.
+4. `state`: the owner folds them into keyed Arrow columns; position and state change together, so nothing is counted twice.
+5. `view` and `flowstate_flight`: the state is served while it changes, per key and by SQL (`flowstate_sql`), each answer with its position.
+6. `snapshot` and `sink`: state and position are saved together; rows of closed windows leave exactly once.
+
+`plan` is the shared vocabulary and `pyarrow.RecordBatch` the shared currency; `source`, `exchange`, `state`, `snapshot` and `sink` do not
+know each other, and `runtime` alone wires them. `api` is what a user holds: this module re-exports it.
+"""
+
+from flowstate.api.job import Job, Snapshot, attach, connect, open_snapshot
+from flowstate.api.start import start
+from flowstate.api.stream import from_arrow, scan_files, scan_kafka
+from flowstate.errors import CorruptData, Fenced, FlowstateError, InternalError, InvalidFlow, Moved, Unavailable
+from flowstate.plan.expr import col, len, lit, when
+from flowstate.plan.window import window
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CorruptData",
+    "Fenced",
+    "FlowstateError",
+    "InternalError",
+    "InvalidFlow",
+    "Job",
+    "Moved",
+    "Snapshot",
+    "Unavailable",
+    "attach",
+    "col",
+    "connect",
+    "from_arrow",
+    "len",
+    "lit",
+    "open_snapshot",
+    "scan_files",
+    "scan_kafka",
+    "start",
+    "when",
+    "window",
+]

@@ -1,0 +1,176 @@
+"""Starting a job: on a cluster of its own, or on the one that `client` is connected to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from flowstate.api.job import Job, directory_source
+from flowstate.api.remote import request, unwrap
+from flowstate.api.stream import Flow, Output, View
+from flowstate.clock import SystemClock
+from flowstate.errors import InvalidFlow, Unavailable
+from flowstate.plan.compile import compile as compile_plan
+from flowstate.plan.spec import JobPlan
+from flowstate.plan.window import duration
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: What Dask's own machinery should not do to a process that holds state (it would move, sample, pause or kill it).
+DASK_SETTINGS = {
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+}
+
+
+def start(
+    *outputs: Flow,
+    snapshots: str | os.PathLike[str],
+    every: str = "10s",
+    name: str | None = None,
+    client: Client | None = None,
+    partitions: int | None = None,
+    keep: int = 10,
+    idle_after: str = "30s",
+    key_groups: int = 128,
+    storage_options: Mapping[str, Any] | None = None,
+    timeout: float = 60.0,
+) -> Job:
+    """Run views and sinks as one job; returns as soon as every partition serves.
+
+    `snapshots` is a folder or an fsspec URL (local, ``s3://``, ``memory://`` for one process): a job resumes from what is there. `every`
+    is the time between snapshots, `keep` how many stay. Without `client` a LocalCluster is made, and closed by `job.stop()`.
+    `partitions` defaults to the number of workers (to that of the snapshots when it resumes). A split without a row for `idle_after`
+    holds no window open any longer. Raises `InvalidFlow` for what must be mended first (flow, source, store), `Unavailable` for what is
+    away now.
+    """
+    plan = compile_plan([_node(each) for each in outputs])
+    url = os.fspath(snapshots)
+    if "://" not in url:
+        url = os.path.abspath(url)
+    elif url.startswith("memory://") and client is None:
+        raise InvalidFlow("memory:// snapshots live within one process; pass the client of a LocalCluster(processes=False), or use a folder")
+    _check(plan, url, storage_options or {})
+    with ExitStack() as stack:
+        if client is None:
+            client = stack.enter_context(_own_cluster(stack))
+        job = _start(client, plan, url, name, every, partitions, keep, idle_after, key_groups, storage_options, timeout, stack)
+        job._owned = stack.pop_all()
+        return job
+
+
+def _start(
+    client: Client,
+    plan: JobPlan,
+    url: str,
+    name: str | None,
+    every: str,
+    partitions: int | None,
+    keep: int,
+    idle_after: str,
+    key_groups: int,
+    storage_options: Mapping[str, Any] | None,
+    timeout: float,
+    stack: ExitStack,
+) -> Job:
+    import cloudpickle
+
+    from flowstate.runtime.host import Host
+    from flowstate.runtime.job_spec import JobSpec
+    from flowstate.runtime.supervisor import Supervisor
+    from flowstate_flight.client import FlightReader
+
+    workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    if workers == 0:
+        raise Unavailable("the cluster has no workers; start some and try again")
+    saved = _saved_job(url, storage_options or {})
+    spec = JobSpec(
+        name=name or (saved.name if saved else plan.routes[0].table),
+        plan=plan,
+        snapshots=url,
+        storage_options=dict(storage_options or {}),
+        partitions=partitions or (saved.partitions if saved else workers),
+        every=duration(every) / 1e6,
+        keep=keep,
+        key_groups=key_groups,
+        idle_after=duration(idle_after) / 1e6,
+    )
+    if not 1 <= spec.partitions <= spec.key_groups:
+        raise InvalidFlow("the number of partitions is between 1 and the number of key groups", partitions=spec.partitions, key_groups=key_groups)
+    client.register_plugin(Supervisor())
+    client.register_plugin(Host())
+    answer = client.sync(client.scheduler.flowstate_start, spec=cloudpickle.dumps(spec))
+    unwrap(answer)
+    reader = stack.enter_context(FlightReader(directory_source(client, spec.name), spec.name))
+    job = Job(spec.name, client, reader, ExitStack())
+    try:
+        _wait_until_up(job, timeout)
+    except BaseException:
+        request(client, "stop", spec.name, snapshot=False)
+        raise
+    return job
+
+
+def _wait_until_up(job: Job, timeout: float) -> None:
+    from threading import Event
+
+    clock, pause = SystemClock(), Event()
+    deadline = clock.monotonic() + timeout
+    while True:
+        status = job.status()
+        if status["ready"] or status["state"] == "finished":
+            return
+        reasons = {number: each["reason"] for number, each in status["partitions"].items() if each["reason"]}
+        if any(each["state"] == "failed" for each in status["partitions"].values()):
+            raise Unavailable("the job did not come up", job=job.name, reasons=reasons)
+        if clock.monotonic() > deadline:
+            raise Unavailable("the job did not come up in time", job=job.name, reasons=reasons, problems=status["problems"])
+        pause.wait(0.02)
+
+
+def _node(output: Flow) -> Any:
+    if isinstance(output, View | Output):
+        return output.node
+    raise InvalidFlow(
+        "start takes views and sinks; end a flow with .view(name), or with .final().sink_parquet(url)", given=type(output).__name__
+    )
+
+
+def _check(plan: JobPlan, url: str, storage_options: Mapping[str, Any]) -> None:
+    """What would fail on the cluster, told here and now: the store, the sources, the sinks."""
+    from flowstate.sink.files import ParquetSink
+    from flowstate.source import make_source
+    from flowstate.store import Store
+
+    Store.open(url, **storage_options).probe()
+    for scan in plan.sources:
+        make_source(scan).splits()
+    for sink in plan.sinks:
+        ParquetSink(sink).check(plan.tables[sink.table].schema)
+
+
+def _saved_job(url: str, storage_options: Mapping[str, Any]) -> Any:
+    from flowstate.snapshot.job_record import JobChain
+    from flowstate.store import Store
+
+    return JobChain(Store.open(url, **storage_options)).load()
+
+
+def _own_cluster(stack: ExitStack) -> Client:
+    """A LocalCluster of worker processes, one thread each, that holds still."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    stack.enter_context(dask.config.set(DASK_SETTINGS))
+    cluster = stack.enter_context(
+        LocalCluster(n_workers=min(2, os.cpu_count() or 1), threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
+    )
+    return Client(cluster)

@@ -1,0 +1,100 @@
+"""A saved partition that serves like a live one, with no job running: the same reads, from storage, with their age on them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from flowstate.errors import InvalidFlow, did_you_mean
+from flowstate.plan.portable import load_tables
+from flowstate.plan.position import NEVER, Place
+from flowstate.plan.spec import TableSpec
+from flowstate.snapshot.saved import SavedSnapshot
+from flowstate.state.append import AppendTable
+from flowstate.state.table import KeyedTable
+from flowstate.state.watermark import Watermarks
+from flowstate.view.answer import Answer, PartitionAnswer
+from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
+
+
+class StoredPartition:
+    """`view.directory.LivePartition` over one partition of a `SavedSnapshot`; a table is loaded when it is first asked for."""
+
+    def __init__(self, snapshot: SavedSnapshot, partition: int) -> None:
+        self.snapshot, self.partition = snapshot, partition
+        self.job, self.epoch = snapshot.job.name, snapshot.manifests[partition].epoch
+        self.specs = load_tables(snapshot.job.plan["tables"])
+        self._tables: dict[str, KeyedTable | AppendTable] = {}
+        self._lock = threading.Lock()
+
+    def scan(
+        self, view: str, columns: list[str] | None = None, cut: int | None = None
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Answer]:
+        with self._lock:
+            frozen = self._table(view).view()
+        schema = frozen.schema
+        if columns is not None:
+            for name in columns:
+                if name not in schema.names:
+                    raise InvalidFlow(f"no column {name!r}{did_you_mean(name, schema.names)}", view=view)
+            schema = pa.schema([schema.field(name) for name in columns])
+        return schema, frozen.batches(columns), self._answer(view)
+
+    def lookup(self, view: str, keys: pa.RecordBatch) -> tuple[pa.RecordBatch, Answer]:
+        with self._lock:
+            table = self._table(view)
+            if not isinstance(table, KeyedTable):
+                raise InvalidFlow("this view has no key; scan it, or use sql", view=view)
+            return table.lookup(keys), self._answer(view)
+
+    def _table(self, view: str) -> KeyedTable | AppendTable:
+        if view not in self.specs:
+            raise InvalidFlow(f"no view {view!r}{did_you_mean(view, self.specs)}", job=self.job)
+        if view not in self._tables:
+            spec = self.specs[view]
+            batches = self.snapshot.load(self.partition, [view])[view]
+            if isinstance(spec, TableSpec):
+                keyed = KeyedTable(spec, seed=self.snapshot.job.seed)
+                keyed.restore(batches, None)
+                self._tables[view] = keyed
+            else:
+                state = self.snapshot.manifests[self.partition].state
+                appended = AppendTable(spec)
+                appended.restore(batches, state.extras.get(view, {}) if state else {}, None)
+                self._tables[view] = appended
+        return self._tables[view]
+
+    def _answer(self, view: str) -> Answer:
+        manifest = self.snapshot.manifests[self.partition]
+        assert manifest.state is not None
+        marks = Watermarks.load(manifest.state.marks, manifest.state.extras.get("reached", NEVER))
+        part = PartitionAnswer(
+            self.partition,
+            manifest.epoch,
+            {split: Place(*place) for split, place in marks.position.items()},
+            marks.watermark(),
+            manifest.state.as_of,
+            "saved",
+            self.snapshot.cut.number if self.snapshot.cut else manifest.version,
+        )
+        return Answer(self.job, view, (part,), self.snapshot.consistent)
+
+
+def view_info(name: str, spec: TableSpec | object, schema: pa.Schema) -> ViewInfo:
+    """How readers see a table."""
+    if isinstance(spec, TableSpec):
+        window = spec.window.name if spec.window is not None else None
+        return ViewInfo(name, schema, "keyed", tuple(spec.key_schema.names), spec.routing_keys, window)
+    return ViewInfo(name, schema, "append")
+
+
+def stored_directory(snapshot: SavedSnapshot, location: str) -> Directory:
+    """The routing table of a snapshot that is served at `location`."""
+    job = snapshot.job
+    views = {name: view_info(name, spec, spec.schema) for name, spec in load_tables(job.plan["tables"]).items()}
+    partitions = tuple(
+        PartitionInfo(number, manifest.epoch, location) for number, manifest in sorted(snapshot.manifests.items())
+    )
+    return Directory(job.name, 1, job.seed, job.key_groups, views, partitions)
