@@ -6,6 +6,7 @@ Run it: python examples/01_counts.py [number of events]
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -33,7 +34,7 @@ def main(number: int = 1_000_000) -> int:
     table = bumps(number)
     counts = fs.from_arrow(table).group_by("item").agg(count=fs.len()).view("item_counts")
 
-    with fs.start(counts) as job:
+    with tempfile.TemporaryDirectory() as folder, fs.start(counts, snapshots=folder) as job:
         job.wait(timeout=120)
 
         for item in ("abc", "a1b", "007"):

@@ -49,7 +49,7 @@ def main() -> int:
             .view("hourly_impressions")
         )
 
-        with fs.start(impressions) as job:
+        with fs.start(impressions, snapshots=f"{folder}/snapshots") as job:
             job.wait(timeout=120)
 
             day = job["hourly_impressions"]["ad-00"].sort_by("hour")  # one key: all its hours

@@ -102,9 +102,10 @@ def live_totals(job: Any) -> dict[str, list[dict[str, Any]]]:
 class Screen:
     """What is shown of the live totals: two tables in a terminal, else a plain line per second."""
 
-    def __init__(self, console: Console, job: Any) -> None:
-        self.console, self.job = console, job
+    def __init__(self, console: Console, job: Any, began: float) -> None:
+        self.console, self.job, self.began = console, job, began
         self.live = Live(console=console, refresh_per_second=8, transient=False) if console.is_terminal else None
+        self._answered = False
         self._printed = 0.0
         self._recent: list[tuple[float, int]] = []
 
@@ -117,8 +118,8 @@ class Screen:
         if self.live is not None:
             self.live.stop()
 
-    def update(self, note: str = "", *, last: bool = False) -> bool:
-        """Ask both views and show what they say; whether they say anything yet."""
+    def update(self, note: str = "", *, last: bool = False) -> None:
+        """Ask both views and show what they say."""
         try:
             views = live_totals(self.job)
         except Unavailable as error:
@@ -126,12 +127,14 @@ class Screen:
         now = time.monotonic()
         applied = sum(row["events"] for row in views["monthly_subtotals"])
         self._recent = [each for each in self._recent if each[0] > now - 3] + [(now, applied)]
+        if views["monthly_subtotals"] and not self._answered:
+            self._answered = True
+            self.console.print(f"first live answer {now - self.began:.1f} s after the start")
         if self.live is not None:
             self.live.update(self._tables(views, note))
         elif views["monthly_subtotals"] and (last or now - self._printed >= 1):
             self._printed = now
             self.console.print(self._line(views), soft_wrap=True)
-        return bool(views["monthly_subtotals"])
 
     def _line(self, views: dict[str, list[dict[str, Any]]]) -> str:
         newest = max(row["month"] for row in views["monthly_subtotals"])
@@ -241,6 +244,7 @@ def run(arguments: argparse.Namespace, folder: Path, interruption: Interruption,
         say(f"this run has ended, its invoices are in {folder}; give another DATA=")
         return 1
     log = billing.FileLog(folder / "log", splits=2)
+    log.begin(billing.events(random.Random(arguments.seed), months=arguments.months))
     with ExitStack() as stack:
         # The workers leave Ctrl-C to this process: a terminal sends it to all of them.
         deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
@@ -252,12 +256,9 @@ def run(arguments: argparse.Namespace, folder: Path, interruption: Interruption,
         interruption.may_break_in = False
         say(second_terminal(job.address))
         generator.start()
-        answered = False
-        with Screen(console, job) as screen:
+        with Screen(console, job, began) as screen:
             while not interruption.asked.is_set() and generator.is_alive():
-                if screen.update() and not answered:
-                    answered = True
-                    say(f"first live answer {time.monotonic() - began:.1f} s after the start")
+                screen.update()
                 interruption.asked.wait(0.2)
             if generator.failure is not None:
                 raise generator.failure

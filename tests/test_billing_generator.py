@@ -129,6 +129,18 @@ def test_the_log_keeps_the_order_of_each_customer_and_uses_both_splits(tmp_path:
         assert path.read_bytes().splitlines() == expected
 
 
+def test_a_log_begins_with_an_event_in_every_split_and_is_then_gone_on_with(tmp_path: Path) -> None:
+    sent = list(billing.events(random.Random(5), months=1))
+    log = billing.FileLog(tmp_path / "log", splits=4)
+    log.begin(iter(sent))
+    lines = [path.read_bytes().splitlines() for path in log.paths]
+    assert min(map(len, lines)) == 1
+    assert sum(map(len, lines)) < 100
+    log.begin(iter(sent))
+    assert [path.read_bytes().splitlines() for path in log.paths] == lines
+    assert log.append(sent) == len(sent) - sum(map(len, lines))
+
+
 def test_a_log_that_was_cut_off_anywhere_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
     sent = list(billing.events(random.Random(5), months=1))
     whole = billing.FileLog(tmp_path / "whole")

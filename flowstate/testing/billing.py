@@ -163,6 +163,21 @@ class FileLog:
         for path in self.paths:
             path.touch()
 
+    def begin(self, sent: Iterable[BillableEvent]) -> None:
+        """Append the first events, until every split has one. A file becomes a split with its first line, and one that a running job
+        finds later is late with all that the others have closed by then: begin before the job starts."""
+        seen = set()
+        enough = threading.Event()
+
+        def first() -> Iterator[BillableEvent]:
+            for event in sent:
+                yield event
+                seen.add(split_of(event.customer, len(self.paths)))
+                if len(seen) == len(self.paths):
+                    enough.set()
+
+        self.append(first(), stop=enough)
+
     def append(
         self,
         sent: Iterable[BillableEvent],
