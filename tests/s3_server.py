@@ -48,8 +48,10 @@ def _binary() -> Path:
         if go is None:
             _give_up("needs Go to build an S3 server: install it from https://go.dev/dl (or apt-get install golang-go)")
         module = f"github.com/versity/versitygw/cmd/versitygw@{VERSION}"
-        environment = {**os.environ, "GOBIN": str(program.parent), "GOFLAGS": "-mod=mod"}
-        built = subprocess.run([str(go), "install", module], env=environment, capture_output=True, text=True, timeout=900)
+        environment = {**os.environ, "GOBIN": str(program.parent)}
+        built = subprocess.run(
+            [str(go), "install", module], env=environment, capture_output=True, text=True, timeout=900
+        )
         if built.returncode:
             _give_up(f"go install {module} failed: {built.stderr[-500:]}")
         return program
@@ -78,7 +80,12 @@ def s3_server() -> Iterator[S3Server]:
         try:
             _await(server, port, Path(name) / "log")
             endpoint = f"http://127.0.0.1:{port}"
-            options = {"key": KEY, "secret": SECRET, "endpoint_url": endpoint, "client_kwargs": {"region_name": "us-east-1"}}
+            options = {
+                "key": KEY,
+                "secret": SECRET,
+                "endpoint_url": endpoint,
+                "client_kwargs": {"region_name": "us-east-1"},
+            }
             yield S3Server(endpoint, folder, options)
         finally:
             server.terminate()
