@@ -26,7 +26,7 @@ def key_batch(info: ViewInfo, keys: Any) -> pa.RecordBatch:
     value, or a RecordBatch or Table. Raises InvalidFlow if they do not fit the keys of the view.
     """
     if not info.routing_keys:
-        raise InvalidFlow(f"view {info.name!r} holds rows as they came and has no key; scan it with a filter")
+        raise InvalidFlow(f"view {info.name!r} has no key to look up; scan it, with a filter if need be")
     if isinstance(keys, pa.RecordBatch | pa.Table):
         columns = {name: keys.column(name) for name in keys.schema.names}
     elif isinstance(keys, Mapping):

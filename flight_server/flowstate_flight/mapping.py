@@ -61,14 +61,14 @@ class ViewMapping(Mapping[Any, pa.Table]):
     def __repr__(self) -> str:
         info = self.info
         values = [f"{each.name}: {each.type}" for each in info.schema if each.name not in info.keys]
-        keyed = f" keyed by {key_text(info)}" if info.keys else ", rows as they came"
+        keyed = f" keyed by {key_text(info)}" if info.keys else ", one row" if info.kind == "keyed" else ", rows as they came"
         cut = f", in cut {self._cut}" if self._cut is not None else ""
         return f"<view {self._name!r} of job {self._reader.directory().job!r}{keyed} -> ({', '.join(values)}){cut}>"
 
     def _keys(self) -> pa.Table:
         info = self.info
         if not info.routing_keys:
-            raise InvalidFlow(f"view {self._name!r} holds rows as they came and has no key; use to_table()")
+            raise InvalidFlow(f"view {self._name!r} has no key; use to_table()")
         names = list(info.routing_keys)
         table = self._reader.scan(self._name, names, cut=self._cut)
         if set(info.routing_keys) == set(info.keys):

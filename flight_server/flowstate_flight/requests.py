@@ -138,7 +138,7 @@ class Requests:
         """Keys whose columns are the leading key columns of `view`, all routing keys at least, with their types."""
         names = keys.schema.names
         if not view.routing_keys:
-            raise InvalidFlow(f"view {view.name!r} holds rows as they came and has no key; scan it with a filter")
+            raise InvalidFlow(f"view {view.name!r} has no key to look up; scan it, with a filter if need be")
         fits = names == list(view.keys[: len(names)]) and set(view.routing_keys) <= set(names)
         if not fits or any(each.type != view.schema.field(each.name).type for each in keys.schema):
             raise InvalidFlow(f"view {view.name!r} is keyed by {key_text(view)}; the keys do not fit", keys=names)

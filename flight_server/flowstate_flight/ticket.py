@@ -63,8 +63,8 @@ class Ticket:
             raise InvalidFlow("a command is for all partitions; leave 'partition' out")
         columns = data.get("columns")
         if columns is not None:
-            if not isinstance(columns, list) or len(columns) > MAX_COLUMNS:
-                raise InvalidFlow("'columns' of a ticket is a list of names")
+            if not isinstance(columns, list) or not 0 < len(columns) <= MAX_COLUMNS:
+                raise InvalidFlow("'columns' of a ticket is a list of names, at least one")
             columns = tuple(name_of(each, "columns") for each in columns)
             if len(set(columns)) != len(columns):
                 raise InvalidFlow("'columns' of a ticket names a column twice")
