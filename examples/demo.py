@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import dask
 import duckdb
 from distributed import LocalCluster
 from rich.columns import Columns
@@ -248,6 +249,8 @@ def run(arguments: argparse.Namespace, folder: Path, interruption: Interruption,
     with ExitStack() as stack:
         # The workers leave Ctrl-C to this process: a terminal sends it to all of them.
         deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="flowstate-demo-workers-"))
+        stack.enter_context(dask.config.set({"temporary-directory": scratch}))
         cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, preload=deaf)
         client = stack.enter_context(stack.enter_context(cluster).get_client())
         job = stack.enter_context(fs.start(*flow(folder), snapshots=f"{folder}/snapshots/", every="2s", client=client))

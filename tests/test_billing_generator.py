@@ -99,6 +99,14 @@ def test_the_number_of_months_is_the_number_of_windows() -> None:
         assert len({event.month for event in billing.events(random.Random(1), months=months)}) == generated
 
 
+def test_fewer_months_are_the_same_events_without_the_later_ones() -> None:
+    year = list(billing.events(random.Random(3), months=12))
+    few = list(billing.events(random.Random(3), months=2))
+    assert few == [event for event in year if event.at < 2 * billing.MONTH]
+    endless = billing.events(random.Random(3))
+    assert list(islice(endless, len(year))) == year
+
+
 def test_json_and_row_say_the_same_as_the_event() -> None:
     event = billing.BillableEvent("Emma", "CALL", 7, 86_400_001)
     assert event.json() == b'{"customer":"Emma","kind":"CALL","amount":0.07,"at":"1970-01-02T00:00:00.001Z"}'

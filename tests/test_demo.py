@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import os
 import pty
@@ -44,6 +45,7 @@ class Running:
         )
         os.close(theirs)
         self.screen, self.text = ours, ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read_until(self, pattern: str, timeout: float = 90) -> re.Match[str]:
         deadline = time.monotonic() + timeout
@@ -59,7 +61,7 @@ class Running:
             data = os.read(self.screen, 65_536)
         except OSError:  # how a terminal says that nobody writes to it any more
             return False
-        self.text += data.decode().replace("\r\n", "\n")
+        self.text += self._decoder.decode(data).replace("\r\n", "\n")
         return bool(data)
 
     def processes(self) -> list[psutil.Process]:

@@ -90,16 +90,17 @@ class BillableEvent(NamedTuple):
 def events(source: random.Random, months: int | None = None) -> Iterator[BillableEvent]:
     """Events in the order in which they are sent, of the first `months` months, or without end."""
     for number in count():
-        left = 12 if months is None else months - 12 * number
-        if left <= 0:
+        if months is not None and months <= 12 * number:
             return
-        yield from year(source, number, months=left)
+        for event in year(source, number):
+            if months is None or event.at < months * MONTH:
+                yield event
 
 
-def year(source: random.Random, number: int, *, months: int = 12) -> list[BillableEvent]:
-    """The events of one year (its first `months` months, of which the twelfth is empty), in the order in which they are sent."""
+def year(source: random.Random, number: int) -> list[BillableEvent]:
+    """The events of one year, whose twelfth month is empty, in the order in which they are sent."""
     sent = []
-    for month in range(min(months, 11)):
+    for month in range(11):
         start = number * YEAR + month * MONTH
         for customer, total in MONTHLY_CENTS.items():
             for cents in _amounts(source, total):
