@@ -28,7 +28,9 @@ CLUSTER = "flowstateTestClusterAA"
 
 def jars() -> Path:
     """The broker's class path. Skips the test (fails when CI=true) if the toolchain is missing."""
-    missing = [each for each in ("java", *(() if (JARS / "complete").exists() else ("mvn",))) if shutil.which(each) is None]
+    missing = [
+        each for each in ("java", *(() if (JARS / "complete").exists() else ("mvn",))) if shutil.which(each) is None
+    ]
     if missing:
         told = f"{' and '.join(missing)} not found: install Java 17 and Maven (Debian: apt-get install openjdk-17-jre-headless maven)"
         if os.environ.get("CI") == "true":
@@ -173,7 +175,12 @@ class KafkaBroker:
             while True:
                 try:
                     producer.produce(
-                        topic, value, key, partition, on_delivery=lambda error, _: failed.append(error) if error else None, **extra
+                        topic,
+                        value,
+                        key,
+                        partition,
+                        on_delivery=lambda error, _: failed.append(error) if error else None,
+                        **extra,
                     )
                     break
                 except BufferError:

@@ -34,7 +34,11 @@ def events(*numbers: int) -> list[bytes]:
 
 
 def read(
-    reader: SourceReader, wanted: dict[str, int | None], until: dict[str, int], seconds: float = 20, max_rows: int = 1000
+    reader: SourceReader,
+    wanted: dict[str, int | None],
+    until: dict[str, int],
+    seconds: float = 20,
+    max_rows: int = 1000,
 ) -> list[Rows]:
     """Poll until every split has reached its offset in `until`."""
     given: list[Rows] = []
@@ -60,7 +64,9 @@ def read_all(spec: ScanSpec, ends: dict[int, int]) -> list[Rows]:
         infos = {int(each.name.rpartition("/")[2]): each for each in source.splits()}
         for each in infos.values():
             reader.assign(each, each.start)
-        return read(reader, dict.fromkeys(each.name for each in infos.values()), {infos[p].name: e for p, e in ends.items()})
+        return read(
+            reader, dict.fromkeys(each.name for each in infos.values()), {infos[p].name: e for p, e in ends.items()}
+        )
     finally:
         reader.close()
 

@@ -24,7 +24,9 @@ class ArrowRows:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise Unreadable(f"not an Arrow IPC stream: {error}") from None
         if table.num_rows != 1:
-            raise Unreadable(f"the record holds {table.num_rows} rows; send one row per record, since a record has one offset")
+            raise Unreadable(
+                f"the record holds {table.num_rows} rows; send one row per record, since a record has one offset"
+            )
         row: dict[str, Any] = {}
         for each in self._schema:
             found = table.schema.get_all_field_indices(each.name)

@@ -44,9 +44,7 @@ def take_columns(
     else:
         joined = pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
         chosen = np.zeros(0, np.int64)
-    return complete(
-        spec, split, joined, chosen + first, None, lambda row: row_bytes(batch, int(chosen[row])), refused
-    )
+    return complete(spec, split, joined, chosen + first, None, lambda row: row_bytes(batch, int(chosen[row])), refused)
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -1,9 +1,9 @@
 """Payload bytes -> rows of the scan's schema, and a dead letter for each record that cannot be read.
 
-For every format there is a complete slow reader (`json_rows`, `csv_rows`) that decides what a record means, and a fast one
-(`json_block`, `csv_block`) that reads many records at once. The fast one answers only where it is certain to agree; it marks the
-records that surprise it, and gives up on a block that Arrow's reader refuses. A refused block is halved until the slow reader
-takes what is left, so one bad record costs little, and its neighbours nothing but time.
+For every format there is a complete slow reader (`json_rows`, `csv_rows`, `arrow_rows`) that decides what a record means; for JSON
+also a fast one (`json_block`) that reads many records at once. The fast one answers only where it is certain to agree; it marks the
+records that surprise it, and gives up on a block that Arrow's reader refuses. A refused block is narrowed down until the slow reader
+takes what is left, so one bad record costs little.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import pyarrow as pa
 from flowstate.errors import InvalidFlow
 from flowstate.plan.spec import ScanSpec
 from flowstate.source.arrow_rows import ArrowRows
-from flowstate.source.csv_block import CsvBlock
 from flowstate.source.csv_rows import CsvRows
 from flowstate.source.json_block import JsonBlock
 from flowstate.source.json_rows import JsonRows
 from flowstate.source.records import Records, Refused, complete
 from flowstate.source.values import Unreadable, readable
 
-#: Blocks of at most this many records go to the slow reader without another try.
-SLOW_ROWS = 16
+#: A block with a surprise is read in chunks; few records, or those beside many surprises, go straight to the slow reader.
+CHUNK_ROWS = 1024
+SLOW_ROWS = 4
+MAX_SURPRISES = 32
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -38,13 +39,13 @@ class RowReader(Protocol):
 
 
 class BlockReader(Protocol):
-    """Reads many records at once, or says None: this block has a surprise somewhere."""
+    """Reads many records at once, or says None: this block has a surprise somewhere, perhaps at the given place in `rows`."""
 
     def certain(self, records: Records) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which records it can take at all."""
         ...
 
-    def read(self, records: Records, rows: Numbers) -> pa.RecordBatch | None: ...
+    def read(self, records: Records, rows: Numbers) -> tuple[pa.RecordBatch | None, int | None]: ...
 
 
 @dataclass
@@ -92,18 +93,39 @@ class Decoder:
 
     def _read_fast(self, records: Records, rows: Numbers, parts: _Parts) -> None:
         assert self._fast is not None
-        waiting = [rows] if len(rows) else []
+        if not len(rows):
+            return
+        batch, _ = self._fast.read(records, rows)
+        if batch is not None:
+            parts.batches.append(batch)
+            parts.rows.append(rows)
+            return
+        for start in range(0, len(rows), CHUNK_ROWS):
+            self._read_chunk(records, rows[start : start + CHUNK_ROWS], parts)
+
+    def _read_chunk(self, records: Records, rows: Numbers, parts: _Parts) -> None:
+        """Find the surprises in a chunk. Where there are many, the slow reader is the faster one."""
+        assert self._fast is not None
+        waiting = [rows]
+        surprises = 0
         while waiting:
             block = waiting.pop()
-            batch = self._fast.read(records, block)
+            if len(block) <= SLOW_ROWS or surprises > MAX_SURPRISES:
+                self._read_slowly(records, block, parts)
+                continue
+            batch, culprit = self._fast.read(records, block)
             if batch is not None:
                 parts.batches.append(batch)
                 parts.rows.append(block)
-            elif len(block) <= SLOW_ROWS:
-                self._read_slowly(records, block, parts)
-            else:
+                continue
+            surprises += 1
+            if culprit is None:
                 half = len(block) // 2
                 waiting += [block[half:], block[:half]]
+            else:
+                # Only a guess at who it is: the slow reader decides, and the others are read again.
+                self._read_slowly(records, block[culprit : culprit + 1], parts)
+                waiting += [each for each in (block[culprit + 1 :], block[:culprit]) if len(each)]
 
     def _read_slowly(self, records: Records, rows: Numbers, parts: _Parts) -> None:
         read: list[dict[str, Any]] = []
@@ -151,5 +173,5 @@ def _readers(spec: ScanSpec, form: str, header: Sequence[str] | None) -> tuple[R
     if form == "json":
         return JsonRows(spec.schema), JsonBlock(spec.schema)
     if form == "csv":
-        return CsvRows(spec.schema, header), CsvBlock(spec.schema, header)
+        return CsvRows(spec.schema, header), None
     raise InvalidFlow("unknown format; there is 'json', 'csv' and 'arrow'", source=spec.name, format=form)

@@ -140,7 +140,9 @@ def _format_of(source: str, url: str) -> str:
     for suffix in reversed(suffixes):
         if suffix in _SUFFIXES:
             return _SUFFIXES[suffix]
-    raise InvalidFlow("the url does not tell the format; pass format='json', 'csv', 'parquet' or 'arrow'", source=source, url=url)
+    raise InvalidFlow(
+        "the url does not tell the format; pass format='json', 'csv', 'parquet' or 'arrow'", source=source, url=url
+    )
 
 
 class FilesReader(SourceReader):
@@ -158,7 +160,9 @@ class FilesReader(SourceReader):
         self.unassign(split.name)
         source = self._source
         if not source.text:
-            self._logs[split.name] = ColumnarLog(self._spec, source.storage, self._catalogue, source.format, split, offset)
+            self._logs[split.name] = ColumnarLog(
+                self._spec, source.storage, self._catalogue, source.format, split, offset
+            )
             return
         content = SplitContent(
             source.storage, self._catalogue, self._clock, split.name, split.hint, follows=source.follows

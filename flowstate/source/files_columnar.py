@@ -60,7 +60,8 @@ class _damage:
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, pa.ArrowException | EOFError) or (isinstance(error, OSError) and error.errno is None):
             raise CorruptData(
-                f"the file cannot be read ({error}); restore it from its origin, or move it out of the url", path=self._path
+                f"the file cannot be read ({error}); restore it from its origin, or move it out of the url",
+                path=self._path,
             ) from error
 
 

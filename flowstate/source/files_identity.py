@@ -100,7 +100,9 @@ class Catalogue:
         while records < self._records:
             end = data.find(b"\n", at)
             if end < 0:
-                complete = len(data) == HEAD_BYTES or (self._finite and records == self._records - 1 and data[at:].strip())
+                complete = len(data) == HEAD_BYTES or (
+                    self._finite and records == self._records - 1 and data[at:].strip()
+                )
                 return data if complete else None
             if data[at:end].strip():
                 records += 1

@@ -134,7 +134,11 @@ class Storage:
         there = self.store.isdir(root) or not self.local or self.store.isdir(parent)
         if follow and there and (first >= 0 or self.store.isdir(root)):
             return None
-        names = [PurePosixPath(each).name for each in self.store.ls(parent, detail=False)] if self.store.isdir(parent) else []
+        names = (
+            [PurePosixPath(each).name for each in self.store.ls(parent, detail=False)]
+            if self.store.isdir(parent)
+            else []
+        )
         hint = did_you_mean(PurePosixPath(root).name, names[:1000]) if names and first < 0 else ""
         return InvalidFlow(
             f"there is no file at the url: correct it{hint}"
@@ -153,7 +157,9 @@ class Storage:
             return None
         if info.get("type") == "directory":
             return None
-        stamp = [info.get(each) for each in ("ino", "mtime", "created", "ETag", "etag", "LastModified", "last_modified")]
+        stamp = [
+            info.get(each) for each in ("ino", "mtime", "created", "ETag", "etag", "LastModified", "last_modified")
+        ]
         return Stat(int(info["size"]), "/".join(str(each) for each in stamp if each is not None))
 
     def compression(self, path: str) -> str | None:

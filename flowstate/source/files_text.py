@@ -27,7 +27,14 @@ class TextLog:
     """The lines of one split, decoded. `position` is the next offset that is given."""
 
     def __init__(
-        self, spec: ScanSpec, form: str, header: bool, max_line: int, info: SplitInfo, offset: int, content: SplitContent
+        self,
+        spec: ScanSpec,
+        form: str,
+        header: bool,
+        max_line: int,
+        info: SplitInfo,
+        offset: int,
+        content: SplitContent,
     ) -> None:
         self._spec = spec
         self._form = form

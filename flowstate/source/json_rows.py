@@ -19,7 +19,7 @@ def _no_constant(name: str) -> Any:
     raise Unreadable(f"not JSON: {name} is no number")
 
 
-_PARSER = json.JSONDecoder(object_pairs_hook=Pairs, parse_float=Number, parse_int=Number, parse_constant=_no_constant)
+PARSER = json.JSONDecoder(object_pairs_hook=Pairs, parse_float=Number, parse_int=Number, parse_constant=_no_constant)
 
 
 class JsonRows:
@@ -40,7 +40,7 @@ class JsonRows:
         if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
             raise Unreadable(f"nested deeper than {MAX_DEPTH} levels")
         try:
-            value = _PARSER.decode(text)
+            value = PARSER.decode(text)
         except json.JSONDecodeError as error:
             raise Unreadable(f"not JSON: {error.msg} at character {error.pos}") from None
         if not isinstance(value, Pairs):

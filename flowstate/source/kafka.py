@@ -36,7 +36,9 @@ class KafkaSource(Source):
         self.topic = str(options.get("topic") or spec.name)
         self.format = str(options.get("format") or "json")
         if self.format not in FORMATS:
-            raise InvalidFlow(f"unknown format{did_you_mean(self.format, FORMATS)}", source=spec.name, format=self.format)
+            raise InvalidFlow(
+                f"unknown format{did_you_mean(self.format, FORMATS)}", source=spec.name, format=self.format
+            )
         config = dict(options.get("config") or {})
         bootstrap = options.get("bootstrap") or config.get("bootstrap.servers")
         if not bootstrap:

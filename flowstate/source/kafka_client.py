@@ -213,7 +213,9 @@ def _away(source: str, topic: str, error: KafkaError | None, bootstrap: str | No
     facts: dict[str, object] = {"source": source, "topic": topic}
     if bootstrap is not None:
         facts["bootstrap"] = bootstrap
-    return Unavailable(f"no answer from the kafka broker{reason}; check bootstrap=, and that the broker is running", **facts)
+    return Unavailable(
+        f"no answer from the kafka broker{reason}; check bootstrap=, and that the broker is running", **facts
+    )
 
 
 def reading_error(
@@ -252,6 +254,8 @@ def reading_error(
         )
     if error.name() in _FORBIDDEN:
         return InvalidFlow(
-            "these credentials may no longer read the topic; grant them Read and Describe on it", source=source, topic=topic
+            "these credentials may no longer read the topic; grant them Read and Describe on it",
+            source=source,
+            topic=topic,
         )
     return None

@@ -162,17 +162,17 @@ def _decimal(kind: pa.DataType) -> Reading:
         if not isinstance(value, str) or not _DECIMAL.fullmatch(value):
             raise wrong(path, value, kind)
         number = Decimal(str(value))  # exact, whatever the number of digits
-        if not number:
-            return Decimal(0)
-        exponent = number.as_tuple().exponent
-        assert isinstance(exponent, int)
-        significant = "".join(map(str, number.as_tuple().digits)).rstrip("0")
-        decimals = -(exponent + len(number.as_tuple().digits) - len(significant))
-        if decimals > kind.scale:
-            raise Unreadable(f"field {path!r}: {shown(value)} has {decimals} decimals, the type {kind} takes {kind.scale}")
-        if number.adjusted() + 1 > kind.precision - kind.scale:
+        _, digits, exponent = number.as_tuple()
+        assert isinstance(exponent, int)  # The pattern has no NaN or infinity.
+        if -exponent > kind.scale and number:
+            decimals = len("".join(map(str, digits)).rstrip("0")) - len(digits) - exponent
+            if decimals > kind.scale:
+                raise Unreadable(
+                    f"field {path!r}: {shown(value)} has {decimals} decimals, the type {kind} takes {kind.scale}"
+                )
+        if number and number.adjusted() >= kind.precision - kind.scale:
             raise Unreadable(f"field {path!r}: {shown(value)} is out of range for {kind}")
-        return number.quantize(Decimal((0, (1,), -kind.scale)), context=_EXACT)
+        return number if exponent == -kind.scale else number.quantize(Decimal((0, (1,), -kind.scale)), context=_EXACT)
 
     return read
 

@@ -1,0 +1,78 @@
+"""One pass over the bytes of many JSON records that proves where each begins and ends.
+
+Arrow's reader takes a stream of values: two objects in one record, one object over two records, or a bare ``null`` (on which pyarrow
+26 crashes the process) would shift or end all that follows. So it only gets records that this pass has seen to be one object
+each: the first character opens it, the last closes it, and nothing else is at level zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+MAX_DEPTH = 64
+
+
+@numba.njit(
+    "void(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1], boolean[::1], boolean[::1])",
+    nogil=True,
+    cache=True,
+)  # type: ignore[misc]
+def scan(data: Any, starts: Any, ends: Any, one_object: Any, ascii_only: Any) -> None:
+    """For each record: whether it is one object by its brackets and quotes, free of what JSON forbids but Arrow lets pass
+    (``NaN``, ``Infinity``) and of control characters; and whether it is ASCII."""
+    for row in range(len(starts)):
+        at, end = starts[row], ends[row]
+        while at < end and (data[at] == 32 or data[at] == 9):
+            at += 1
+        while end > at and (data[end - 1] == 32 or data[end - 1] == 9):
+            end -= 1
+        good = at < end and data[at] == 123
+        plain = True
+        depth = 0
+        quoted = False
+        while good and at < end:
+            byte = data[at]
+            at += 1
+            if quoted:
+                if byte == 34:
+                    quoted = False
+                elif byte == 92:
+                    at += 1
+                elif byte < 32:
+                    good = False
+                elif byte >= 128:
+                    plain = False
+            elif byte == 34:
+                quoted = True
+            elif byte == 123 or byte == 91:
+                depth += 1
+                if depth > MAX_DEPTH:
+                    good = False
+            elif byte == 125 or byte == 93:
+                depth -= 1
+                if depth == 0 and at < end:
+                    good = False
+            elif byte == 78 or byte == 73 or byte >= 128 or (byte < 32 and byte != 9):
+                good = False
+        one_object[row] = good and depth == 0 and not quoted and at == end
+        ascii_only[row] = plain
+
+
+def certain_records(
+    buffer: bytes, starts: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which records are one object each, in UTF-8."""
+    good = np.empty(len(starts), np.bool_)
+    plain = np.empty(len(starts), np.bool_)
+    starts, ends = np.ascontiguousarray(starts), np.ascontiguousarray(ends)
+    scan(np.frombuffer(buffer, np.uint8), starts, ends, good, plain)
+    if not plain.all():
+        for row in np.flatnonzero(good & ~plain).tolist():
+            try:
+                buffer[starts[row] : ends[row]].decode()
+            except UnicodeDecodeError:
+                good[row] = False
+    return good
