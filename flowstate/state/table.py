@@ -1,131 +1,445 @@
-"""A keyed table: one row of aggregates per key (first version: plain Python, exact and slow)."""
+"""A keyed table: one row of aggregates per key and window.
+
+A row is found through the index (`index`), lies in a chunk of its window (`chunk`), and is a number: chunk << shift | row in the chunk.
+`apply` works in three steps: kernels find or make the row of every key; chunks that a reader holds are copied; kernels fold the
+values. The first step writes only behind what readers see, so nothing but the second has to know of them.
+"""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from flowstate.plan.keys import route_hashes
+from flowstate.errors import CorruptData, InvalidFlow
+from flowstate.plan import encoding
+from flowstate.plan.keys import KeyColumns, UInt64s, hash_columns, key_array, seed_word
+from flowstate.plan.position import NEVER, OFFSET, TIME
 from flowstate.plan.spec import TableSpec
-from flowstate.testing.reference import ReferenceTable, _Row, canonical, micros, plain, typed
+from flowstate.state.aggregate import Inputs, Line
+from flowstate.state.block import Block, Pool, alone, is_alone, zeroed
+from flowstate.state.chunk import Keys, Layout, Stored
+from flowstate.state.index import Index
+from flowstate.state.kernels import decode, fold
+from flowstate.state.kernels import index as kernels
+from flowstate.state.lookup import Found, found_rows
+from flowstate.state.view import TableView, micros_per
 
-Kept = dict[tuple[Any, ...], tuple[tuple[Any, ...], list[_Row]]]
+_FIRST_ROWS = 64
+_SEGMENT = 1 << 20
+_FAR_BYTES = 1 << 19  # state beyond this does not stay in the second-level cache: ask for it ahead
+_AHEAD = 24
 
-
-class Chunk:
-    """Some rows of a table: `id`, `version`, `rows`, and `state()`, their physical columns."""
-
-    def __init__(self, spec: TableSpec, kept: Kept, version: int) -> None:
-        self._spec, self._kept = spec, kept
-        self.id, self.version, self.rows = 0, version, len(kept)
-
-    def state(self) -> pa.RecordBatch:
-        schema = self._spec.key_schema
-        columns: list[list[Any]] = [[] for _ in schema]
-        for values, _ in self._kept.values():
-            for column, value in zip(columns, values, strict=True):
-                column.append(value)
-        rows = pa.array([pickle.dumps(rows) for _, rows in self._kept.values()], pa.binary())
-        arrays = [typed(values, kind) for values, kind in zip(columns, schema.types, strict=True)]
-        return pa.RecordBatch.from_arrays([*arrays, rows], schema=schema.append(pa.field("__rows", pa.binary())))
+Int64s = npt.NDArray[np.int64]
+Keep = Callable[[UInt64s], npt.NDArray[np.bool_]]
 
 
-class TableView:
-    """The table as it was when the view was taken."""
+@dataclass
+class _Window:
+    """A window that has rows: its start and end in the unit of the time type, and its chunks."""
 
-    def __init__(self, spec: TableSpec, kept: Kept, version: int) -> None:
-        self._spec = spec
-        self._table = ReferenceTable(spec, kept)
-        self.schema, self.rows = spec.schema, len(kept)
-        self.chunks: Sequence[Chunk] = (Chunk(spec, kept, version),) if kept else ()
-
-    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        if self.rows:
-            aggregates = self._spec.aggregates
-            if columns is not None:
-                aggregates = tuple(each for each in aggregates if each.name in columns)
-            spec = TableSpec(self._spec.name, self._spec.keys, self._spec.window, aggregates, self._spec.time_type)
-            found = ReferenceTable(spec, self._table.kept).results()
-            yield found if columns is None else found.select(columns)
-
-    def closed(self, after_us: int, upto_us: int) -> pa.RecordBatch:
-        window = self._spec.window
-        if window is None:
-            return self._table.results(lambda key: tuple(map(canonical, key[: keys.num_columns])) in wanted)
-        place = self._spec.key_schema.get_field_index(window.end_name)
-        found = {
-            key: kept
-            for key, kept in self._table.kept.items()
-            if after_us < window.closes(micros(kept[0][place], window.time_type)) <= upto_us
-        }
-        return ReferenceTable(self._spec, found).results()
-
-    def release(self) -> None:
-        pass
+    start: int
+    end: int
+    chunks: list[int] = field(default_factory=list)
 
 
 class KeyedTable:
+    """See the package for what must hold. `seed` is the job's; `chunk_rows` is rounded up to a power of two."""
+
     def __init__(self, spec: TableSpec, *, seed: int, chunk_rows: int = 16384) -> None:
-        self.spec, self.seed, self.chunk_rows = spec, seed, chunk_rows
-        self._table = ReferenceTable(spec)
-        self._version = 0
+        self.spec, self.seed = spec, seed
+        self._layout = Layout(spec)
+        self._shift = max(0, (chunk_rows - 1).bit_length())
+        self._seed_word = seed_word(seed)
+        self._pool, self._index = Pool(), Index()
+        self._serial, self._last_view, self._next_id = 0, -1, 0
+        self._windows: dict[int, _Window] = {}
+        self._window_ids: dict[tuple[int, int], int] = {}
+        self._free_windows: list[int] = []
+        self._window_table = np.zeros((16, 3), np.int64)
+        self._tails = np.zeros((4, 4), np.int64)
+        # Per chunk, by its number; numbers are used again after their window has gone.
+        self._stored: list[Stored | None] = []
+        self._free_chunks: list[int] = []
+        self._ids = np.zeros(4, np.int64)
+        self._versions = np.zeros(4, np.int64)
+        self._born = np.zeros(4, np.int64)  # when its block was made; a view taken later may refer to it
+        self._filled = np.zeros(4, np.int64)
+        self._arenas = np.zeros((4, 2), np.int64)  # value memory: where the next text goes, and its end
+        self._pointers = np.zeros((max(1, len(self._layout.columns)), 4), np.uint64)
+        self._starts = np.empty(encoding.BLOCK + 1, np.int64)
+        self._cursors = np.empty(encoding.BLOCK + 1, np.int64)
+        self._mixed = np.empty(encoding.BLOCK, np.uint64)
+        self._homes = np.empty(encoding.BLOCK, np.uint64)
+        self._scratch = np.empty(encoding.SCRATCH_WORDS, np.uint64)
+        self._slots = np.empty(0, np.int64)
+        self._window_rows = np.empty(0, np.int64)
+        self._hashes = np.empty(0, np.uint64)
+
+    # -- rows in ---------------------------------------------------------------------------------------------------------------
+
+    def apply(self, batch: pa.RecordBatch, hashes: UInt64s | None = None, split_rank: int = 0) -> None:
+        """Fold a routed batch in. `hashes` are `route_hashes` of its routing keys, if somebody has them; `split_rank` is the place
+        of the rows' split in the order of splits, which decides between rows of one event time (first and last)."""
+        rows = batch.num_rows
+        if rows == 0:
+            return
+        spec = self.spec
+        # Everything that can fail comes first: a batch that is refused has changed nothing.
+        keys = KeyColumns.of([batch.column(each.name) for each in spec.keys], rows)
+        starts, ends = self._window_columns(batch)
+        columns = {each.input: batch.column(each.input) for each in spec.aggregates if each.input is not None}
+        inputs = Inputs(columns, self._order(batch, split_rank) if spec.ordered else None)
+        lines = [line for each in self._layout.aggregates for line in each.fold(inputs)]
+        self._merge(keys, starts, ends, hashes, lines)
+        del inputs
+
+    def restore(self, batches: Iterable[pa.RecordBatch], keep: Keep | None = None) -> None:
+        """Merge saved chunks (`Chunk.state`) in, of any table with the same spec and seed, in any order. `keep` gets the route
+        hashes of a batch and says which rows are this partition's."""
+        spec, layout = self.spec, self._layout
+        for batch in batches:
+            if not batch.schema.equals(layout.state_schema):
+                raise CorruptData(
+                    "a saved chunk has other columns than its table", table=spec.name,
+                    found=str(batch.schema), expected=str(layout.state_schema),
+                )  # fmt: skip
+            if keep is not None:
+                routing = KeyColumns.of([batch.column(name) for name in spec.routing_keys], batch.num_rows)
+                mask = np.asarray(keep(hash_columns(routing, self.seed)), np.bool_)
+                if not mask.all():
+                    batch = batch.filter(pa.array(mask))
+            if batch.num_rows == 0:
+                continue
+            keys = KeyColumns.of([batch.column(each.name) for each in spec.keys], batch.num_rows)
+            starts, ends = self._window_columns(batch)
+            inputs, lines = Inputs({}), list[Line]()
+            for each in layout.aggregates:
+                parts = {column.name: batch.column(f"{each.spec.name}.{column.name}") for column in each.columns}
+                lines += each.merge(parts, inputs)
+            self._merge(keys, starts, ends, None, lines)
+            del inputs
+
+    def _window_columns(self, batch: pa.RecordBatch) -> tuple[pa.Array | None, pa.Array | None]:
+        window = self.spec.window
+        if window is None:
+            return None, None
+        columns = [batch.column(name) for name in (window.name, window.end_name)]
+        for each in columns:
+            if each.type != self.spec.time_type or each.null_count:
+                raise InvalidFlow(
+                    "a window needs times of its type, without nulls", window=window.name, type=str(each.type), nulls=each.null_count
+                )
+        return key_array(columns[0])[1], key_array(columns[1])[1]
+
+    def _order(self, batch: pa.RecordBatch, split_rank: int) -> tuple[Int64s, Int64s, Int64s]:
+        names, rows = batch.schema.names, batch.num_rows
+        times = np.full(rows, NEVER, np.int64)
+        if TIME in names:
+            times = np.ascontiguousarray(batch.column(TIME).cast(pa.int64()).fill_null(NEVER).to_numpy())
+        offsets = np.ascontiguousarray(batch.column(OFFSET).cast(pa.int64()).to_numpy())
+        return times, np.full(rows, split_rank, np.int64), offsets
+
+    def _merge(
+        self, keys: KeyColumns, starts: pa.Array | None, ends: pa.Array | None, hashes: UInt64s | None, lines: list[Line]
+    ) -> None:
+        self._serial += 1
+        windows = self._windows_of(keys.rows, starts, ends)
+        slots = self._locate(keys, windows, hashes if self.spec.keys else None, insert=True)
+        if self._last_view >= 0:
+            used = len(self._stored)
+            touched = (self._versions[:used] == self._serial) & (self._born[:used] <= self._last_view)
+            for chunk in np.flatnonzero(touched).tolist():
+                self._own(chunk)
+        if lines:
+            self._fold(np.stack(lines), slots)
+
+    # -- from keys to rows -----------------------------------------------------------------------------------------------------
+
+    def _windows_of(self, rows: int, starts: pa.Array | None, ends: pa.Array | None) -> Int64s:
+        """The id of each row's window; windows that are new are made."""
+        if self._window_rows.shape[0] < rows:
+            self._window_rows = np.empty(rows, np.int64)
+            self._slots = np.empty(rows, np.int64)
+            self._hashes = np.empty(rows, np.uint64)
+        ids = self._window_rows[:rows]
+        if starts is None or ends is None:
+            if not self._windows:
+                self._add_window(0, 0)
+            ids[:] = 0
+            return ids
+        first, second = (each.buffers()[1].address + each.offset * 8 for each in (starts, ends))
+        row = 0
+        while True:
+            row = int(kernels.assign_windows(first, second, row, rows, self._window_table, ids))
+            if row == rows:
+                return ids
+            self._add_window(_int64_at(starts, row), _int64_at(ends, row))
+
+    def _add_window(self, start: int, end: int) -> int:
+        window = self._free_windows.pop() if self._free_windows else len(self._windows)
+        if window >= self._tails.shape[0]:
+            self._tails = _doubled(self._tails)
+        self._tails[window] = 0
+        self._windows[window] = _Window(start, end)
+        self._window_ids[start, end] = window
+        if 3 * len(self._windows) > self._window_table.shape[0]:
+            self._list_windows()
+        else:
+            kernels.add_window(self._window_table, start, end, window)
+        return window
+
+    def _list_windows(self) -> None:
+        size = max(16, 1 << (8 * len(self._windows)).bit_length())
+        self._window_table = np.zeros((size, 3), np.int64)
+        for window, each in self._windows.items():
+            kernels.add_window(self._window_table, each.start, each.end, window)
+
+    def _locate(self, keys: KeyColumns, windows: Int64s, hashes: UInt64s | None, *, insert: bool) -> Int64s:
+        """The row of each key, in a buffer that the next call uses again."""
+        rows = keys.rows
+        slots = self._slots[:rows]
+        given = hashes is not None
+        hashes = self._hashes[:rows] if hashes is None else hashes
+        row = 0
+        while True:
+            row, why, detail = kernels.locate(
+                keys.described, keys.head_words, row, rows, windows, hashes, given, self._seed_word, insert,
+                self._starts, self._cursors, self._scratch, self._mixed, self._homes,
+                self._index.directory, self._index.counts, self._tails, self._filled, self._versions,
+                self._serial, self._shift, slots,
+            )  # fmt: skip
+            if why == kernels.DONE:
+                return slots
+            if why == kernels.SCRATCH:
+                self._scratch = np.empty(2 * self._scratch.shape[0], np.uint64)
+            elif why == kernels.INDEX:
+                self._index.grow(detail)
+            elif why == kernels.ROWS:
+                self._more_rows(detail)
+            else:
+                self._more_keys(int(windows[row]), detail * 8)
+
+    def _more_rows(self, window: int) -> None:
+        """Give the window room for rows: its last chunk grows up to the size of chunks, then it gets another."""
+        chunks, most = self._windows[window].chunks, 1 << self._shift
+        if chunks:
+            stored = self._stored[chunks[-1]]
+            assert stored is not None
+            if stored.capacity < most:
+                self._grow(chunks[-1], stored, min(most, 4 * stored.capacity))
+                self._tails[window, kernels.LIMIT] = (chunks[-1] << self._shift) + min(most, 4 * stored.capacity)
+                return
+        capacity = most if chunks else min(most, _FIRST_ROWS)
+        chunk = self._free_chunks.pop() if self._free_chunks else len(self._stored)
+        if chunk == len(self._stored):
+            self._stored.append(None)
+            if chunk >= self._ids.shape[0]:
+                self._ids, self._versions = _doubled(self._ids), _doubled(self._versions)
+                self._born, self._filled = _doubled(self._born), _doubled(self._filled)
+                self._arenas, self._pointers = _doubled(self._arenas), _doubled(self._pointers.T).T.copy()
+        keys = Keys(self._layout, self._windows[window].start, self._windows[window].end)
+        chunks.append(chunk)
+        self._ids[chunk], self._next_id = self._next_id, self._next_id + 1
+        self._filled[chunk], self._arenas[chunk] = 0, 0
+        self._place(chunk, Stored(keys, self._fresh(capacity), capacity, None))
+        first = chunk << self._shift
+        self._tails[window] = 0, 0, first, first + capacity
+
+    def _more_keys(self, window: int, needed: int) -> None:
+        """Give the window's last chunk memory for keys: for all rows that it has room for, if they are as long as this one."""
+        chunk = self._windows[window].chunks[-1]
+        stored = self._stored[chunk]
+        assert stored is not None
+        row, limit = self._tails[window, kernels.NEXT], self._tails[window, kernels.LIMIT]
+        memory = zeroed(max(needed, min(needed * int(limit - row), _SEGMENT)))
+        stored.keys.segments.append((int(row) & ((1 << self._shift) - 1), memory))
+        self._tails[window, kernels.CURSOR] = memory.ctypes.data
+        self._tails[window, kernels.END] = memory.ctypes.data + memory.nbytes
+
+    # -- chunks ----------------------------------------------------------------------------------------------------------------
+
+    def _fresh(self, capacity: int) -> Block:
+        block = self._pool.fresh(self._layout.offsets(capacity)[-1])
+        self._pool.limit += block.size
+        return block
+
+    def _place(self, chunk: int, stored: Stored) -> None:
+        """Make this the chunk, in a block that nobody else knows."""
+        self._stored[chunk] = stored
+        offsets = self._layout.offsets(stored.capacity)
+        for column in range(len(self._layout.columns)):
+            self._pointers[column, chunk] = stored.block.address + offsets[column]
+        self._born[chunk] = self._serial
+
+    def _grow(self, chunk: int, stored: Stored, capacity: int) -> None:
+        block = self._fresh(capacity)
+        self._pool.limit -= stored.block.size
+        old, new = self._layout.offsets(stored.capacity), self._layout.offsets(capacity)
+        for place, column in enumerate(self._layout.columns):
+            size = column.width * stored.capacity
+            block.memory(new[place], size)[:] = stored.block.memory(old[place], size)
+        self._place(chunk, Stored(stored.keys, block, capacity, stored.values))
+
+    def _own(self, chunk: int) -> None:
+        """Copy the chunk's block if a view or an array refers to it."""
+        if not alone(self._stored, chunk) or not is_alone(self._stored[chunk]):
+            stored = self._stored[chunk]
+            assert stored is not None
+            self._place(chunk, Stored(stored.keys, stored.block.copy(), stored.capacity, stored.values))
+        self._born[chunk] = self._serial
+
+    def _fold(self, program: npt.NDArray[np.int64], slots: Int64s) -> None:
+        ahead = _AHEAD if self.rows * self._layout.row_bytes > _FAR_BYTES else 0
+        operation, row, stopped, extra = 0, 0, (-1, -1), 0
+        while True:
+            operation, row = fold.run(program, operation, row, self._pointers, slots, self._shift, ahead, self._arenas)
+            if operation == program.shape[0]:
+                return
+            extra = 2 * extra if stopped == (operation, row) else 256
+            stopped = (operation, row)
+            self._more_values(int(slots[row]) >> self._shift, extra)
+
+    def _more_values(self, chunk: int, extra: int) -> None:
+        """Move the chunk's texts to memory twice the size of those still wanted, and `extra`."""
+        stored = self._stored[chunk]
+        assert stored is not None
+        rows, offsets = int(self._filled[chunk]), self._layout.offsets(stored.capacity)
+        columns = []
+        for column, flags in self._layout.cells:
+            cells = stored.block.memory(offsets[column], 16 * rows).view(np.uint64)
+            wanted = stored.block.memory(offsets[flags], rows) == 1
+            begins = np.ascontiguousarray(cells[0::2])
+            sizes = np.where(wanted, cells[1::2].astype(np.int64), 0)
+            columns.append((cells, begins, sizes))
+        live = sum(int(sizes.sum()) for _, _, sizes in columns)
+        values = np.empty(2 * live + extra, np.uint8)
+        at = int(values.ctypes.data)
+        for cells, begins, sizes in columns:
+            decode.gather_bytes(begins, sizes, at)
+            cells[0::2] = (at + np.cumsum(sizes) - sizes).astype(np.uint64)
+            cells[1::2] = sizes.astype(np.uint64)
+            at += int(sizes.sum())
+        self._arenas[chunk] = at, values.ctypes.data + values.nbytes
+        self._stored[chunk] = Stored(stored.keys, stored.block, stored.capacity, values)
+
+    # -- rows out --------------------------------------------------------------------------------------------------------------
 
     @property
     def rows(self) -> int:
-        return self._table.rows
-
-    def apply(
-        self, batch: pa.RecordBatch, hashes: npt.NDArray[np.uint64] | None = None, split_rank: int = 0
-    ) -> None:
-        self._version += 1
-        self._table.apply(batch, split_rank)
+        return int(self._filled[: len(self._stored)].sum())
 
     def memory(self) -> dict[str, int]:
-        return {"index": 0, "keys": 0, "columns": 0, "other": 0}
+        """Bytes: of the index; of keys, with their two words of bookkeeping; of aggregate state; other."""
+        stored = [each for each in self._stored if each is not None]
+        own = (self._ids, self._versions, self._born, self._filled, self._arenas, self._pointers, self._tails, self._window_table)
+        return {
+            "index": self._index.nbytes,
+            "keys": sum(each.keys.nbytes for each in stored),
+            "columns": sum(each.block.size + (0 if each.values is None else each.values.nbytes) for each in stored),
+            "other": sum(each.nbytes for each in own)
+            + self._pool.waiting
+            + sum(each.keys.decoded_nbytes for each in stored),
+        }
 
     def view(self) -> TableView:
-        kept = {key: (values, list(rows)) for key, (values, rows) in self._table.kept.items()}
-        return TableView(self.spec, kept, self._version)
+        """All rows as they are now. Costs microseconds, plus one copy of each chunk that is written while somebody holds it."""
+        used = len(self._stored)
+        self._last_view = self._serial
+        return TableView(
+            self._layout, list(self._stored), self._ids[:used].copy(), self._versions[:used].copy(), self._filled[:used].copy()
+        )
 
     def lookup(self, keys: pa.RecordBatch) -> pa.RecordBatch:
-        wanted = {
-            tuple(map(canonical, key))
-            for key in zip(*(plain(column.cast(kind)) for column, kind in zip(keys.columns, self.spec.key_schema.types, strict=False)), strict=True)
-        }
-        return self._table.results(lambda key: tuple(map(canonical, key[: keys.num_columns])) in wanted)
+        """Result rows of the given keys: all plain keys, for all their windows, or the full key. By key in the order given, then
+        window; unknown keys give no row, and a key that is given twice gives its rows once. Holds no chunk."""
+        schema, plain = self._layout.key_schema, len(self.spec.keys)
+        if keys.num_columns not in (plain, len(schema)):
+            raise InvalidFlow(
+                "a lookup needs all plain keys, or the full key with its window", view=self.spec.name,
+                given=keys.schema.names, key=schema.names,
+            )  # fmt: skip
+        columns = [column.cast(kind) for column, kind in zip(keys.columns, schema.types, strict=False)]
+        rows, windows = found_rows(columns, plain, keys.num_rows, self._window_ids)
+        columns = [each.take(pa.array(rows)) for each in columns[:plain]]
+        if len(rows) > self._slots.shape[0]:
+            self._slots, self._hashes = np.empty(len(rows), np.int64), np.empty(len(rows), np.uint64)
+            self._window_rows = np.empty(len(rows), np.int64)
+        slots = self._locate(KeyColumns.of(columns, len(rows)), windows, None, insert=False).copy()
+        _, firsts = np.unique(slots, return_index=True)
+        places = np.sort(firsts[slots[firsts] >= 0])
+        return self._found(columns, slots, windows, places)
+
+    def _found(self, columns: list[pa.Array], slots: Int64s, windows: Int64s, places: Int64s) -> pa.RecordBatch:
+        layout, found = self._layout, Found(self._layout, self._pointers, slots[places], self._shift)
+        arrays = [each.take(pa.array(places)) for each in columns]
+        if self.spec.window is not None:
+            edges = [(self._windows[each].start, self._windows[each].end) for each in windows[places].tolist()]
+            starts_and_ends = np.array(edges, np.int64).reshape(-1, 2)
+            arrays += [layout.time_array(np.ascontiguousarray(starts_and_ends[:, side])) for side in (0, 1)]
+        for each in layout.aggregates:
+            arrays.append(layout.result(each, found.reader(each), arrays[: len(layout.key_schema)], len(places)))
+        return pa.RecordBatch.from_arrays(arrays, schema=layout.schema)
+
+    # -- windows ---------------------------------------------------------------------------------------------------------------
 
     def windows(self) -> list[tuple[int, int]]:
-        window, counts = self.spec.window, dict[int, int]()
-        if window is not None:
-            place = self.spec.key_schema.get_field_index(window.end_name)
-            for values, _ in self._table.kept.values():
-                end = micros(values[place], window.time_type)
-                counts[end] = counts.get(end, 0) + 1
+        """(end in microseconds, rows) of each window that has rows, by end."""
+        if self.spec.window is None:
+            return []
+        numerator, denominator = micros_per(self.spec.time_type)
+        counts: dict[int, int] = {}
+        for each in self._windows.values():
+            end = each.end * numerator // denominator
+            counts[end] = counts.get(end, 0) + int(self._filled[each.chunks].sum())
         return sorted(counts.items())
 
     def expire(self, upto_us: int) -> int:
-        self._version += 1
-        return self._table.expire(upto_us)
+        """Drop the windows that are to be forgotten at or before `upto_us` (microseconds); how many rows went. Their memory goes
+        back to the system, except what a view still holds."""
+        window = self.spec.window
+        if window is None or window.keep is None:
+            return 0
+        numerator, denominator = micros_per(self.spec.time_type)
+        gone = [
+            number
+            for number, each in self._windows.items()
+            if window.expires(each.end * numerator // denominator) <= upto_us
+        ]
+        if not gone:
+            return 0
+        self._serial += 1
+        dead = np.zeros(self._tails.shape[0], np.uint8)
+        dead[gone] = 1
+        self._index.purge(dead)  # before the records go
+        rows = 0
+        for number in gone:
+            each = self._windows.pop(number)
+            del self._window_ids[each.start, each.end]
+            self._free_windows.append(number)
+            self._tails[number] = 0
+            for chunk in each.chunks:
+                rows += int(self._filled[chunk])
+                stored = self._stored[chunk]
+                assert stored is not None
+                self._pool.limit -= stored.block.size
+                self._stored[chunk], self._filled[chunk] = None, 0
+                self._free_chunks.append(chunk)
+        self._pool.clear()
+        self._list_windows()
+        return rows
 
-    def restore(
-        self,
-        batches: Iterable[pa.RecordBatch],
-        keep: Callable[[npt.NDArray[np.uint64]], npt.NDArray[np.bool_]] | None = None,
-    ) -> None:
-        names = self.spec.key_schema.names
-        for batch in batches:
-            self._version += 1
-            mask = [True] * batch.num_rows
-            if keep is not None:
-                routing = [batch.column(name) for name in self.spec.routing_keys]
-                mask = list(keep(route_hashes(routing, self.seed, rows=batch.num_rows)))
-            keys = zip(*(plain(batch.column(name)) for name in names), strict=True) if names else [()] * batch.num_rows
-            for kept, key, rows in zip(mask, keys, batch.column("__rows").to_pylist(), strict=True):
-                if kept:
-                    _, known = self._table.kept.setdefault(tuple(map(canonical, key)), (key, []))
-                    known += pickle.loads(rows)
+
+def _int64_at(column: pa.Array, row: int) -> int:
+    return int(np.frombuffer(column.buffers()[1], np.int64)[column.offset + row])
+
+
+def _doubled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same with twice the rows, the new ones zero."""
+    return np.concatenate([array, np.zeros_like(array)])
+
+

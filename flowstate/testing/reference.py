@@ -125,8 +125,9 @@ def aggregate(spec: AggregateSpec, rows: list[_Row]) -> Any:
     assert spec.input is not None
     assert spec.input_type is not None
     if spec.function in ("first", "last"):
-        pick = min if spec.function == "first" else max
-        return pick(rows, key=lambda row: row.order).inputs[spec.input]
+        # Rows of one place (one record that gave several) stand in the order in which they came.
+        ranked = sorted(rows, key=lambda row: row.order)
+        return ranked[0 if spec.function == "first" else -1].inputs[spec.input]
     values = [row.inputs[spec.input] for row in rows if row.inputs[spec.input] is not None]
     if spec.function == "count":
         return len(values)

@@ -1,0 +1,105 @@
+"""Memory of chunks: blocks that are given back when nobody refers to them, and a pool of blocks to copy into.
+
+A `Block` is referred to by the chunk that writes it, by views, and by every Arrow buffer made on it (`buffer`). Its memory goes back
+to the pool when the last of them is gone, and not before, however long somebody keeps an array. Blocks come from the system by mmap
+and go back to it by munmap, so that dropped windows really free memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+_MAPPED = 64 * 1024  # smaller memory comes from the heap
+
+
+def zeroed(size: int) -> npt.NDArray[np.uint8]:
+    """`size` bytes of zeros, aligned to 64, mapped if large."""
+    if size >= _MAPPED:
+        return np.frombuffer(mmap.mmap(-1, size), np.uint8)
+    spare = np.zeros(size + 64, np.uint8)
+    start = -spare.ctypes.data % 64
+    return spare[start : start + size]
+
+
+class Pool:
+    """Memory of dropped blocks, to be used again. `limit` bounds how many bytes wait."""
+
+    def __init__(self) -> None:
+        self.limit = 0
+        self._waiting: dict[int, deque[npt.NDArray[np.uint8]]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait for use."""
+        return sum(size * len(each) for size, each in list(self._waiting.items()))
+
+    def take(self, size: int) -> Block:
+        """A block of `size` bytes, with anything in it."""
+        try:
+            return Block(self, self._waiting[size].pop())
+        except (KeyError, IndexError):
+            return Block(self, zeroed(size))
+
+    def fresh(self, size: int) -> Block:
+        """A block of zeros."""
+        return Block(self, zeroed(size))
+
+    def give(self, memory: npt.NDArray[np.uint8]) -> None:
+        """Called by a block's end, in whichever thread dropped it: one append, which is atomic."""
+        if self.waiting + memory.nbytes <= self.limit:
+            self._waiting.setdefault(memory.nbytes, deque()).append(memory)
+
+    def clear(self) -> None:
+        self._waiting = {}
+
+
+class Block:
+    """Memory with an owner. Writing it is allowed only to who knows that nobody else refers to it (`alone`)."""
+
+    __slots__ = ("__weakref__", "_memory", "_pool", "address", "size")
+
+    def __init__(self, pool: Pool, memory: npt.NDArray[np.uint8]) -> None:
+        self._pool, self._memory = pool, memory
+        self.address, self.size = int(memory.ctypes.data), memory.nbytes
+
+    def __del__(self) -> None:
+        self._pool.give(self._memory)
+
+    def copy(self) -> Block:
+        """The same bytes in another block."""
+        block = self._pool.take(self.size)
+        np.copyto(block._memory, self._memory)
+        return block
+
+    def memory(self, offset: int, size: int) -> npt.NDArray[np.uint8]:
+        """Part of the block, for its writer, who must not keep it."""
+        return self._memory[offset : offset + size]
+
+    def buffer(self, offset: int, size: int) -> pa.Buffer:
+        """Part of the block as an Arrow buffer, without a copy; it keeps the block."""
+        return pa.foreign_buffer(self.address + offset, size, base=self)
+
+
+_probe: list[Any] = [object()]
+_ALONE = sys.getrefcount(_probe[0])
+
+
+def alone(holder: list[Any], index: int) -> bool:
+    """Whether ``holder[index]`` is the only reference to its object.
+
+    Exact under the GIL, and stable once true: nobody can get a reference to an object but from somebody who has one. (A view's end,
+    or an array's, in another thread can only make it true later, and the cost of that is one copy.)
+    """
+    return sys.getrefcount(holder[index]) <= _ALONE
+
+
+def is_alone(stored: Any) -> bool:
+    """Whether ``stored.block`` is referred to by `stored` alone."""
+    return sys.getrefcount(stored.block) <= _ALONE

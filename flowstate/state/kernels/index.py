@@ -1,0 +1,173 @@
+"""Kernels of the index: from a key and its window to a row, in blocks, each memory access asked for before it is needed.
+
+The index is 64 open-addressing tables, so that growing one of them is a short pause. A slot is one word: 16 bits of the hash and the
+address of the key's record; 0 is empty. A *stored record* is two words and the key's own (see `plan.encoding`)::
+
+    hash                          of the key and its window
+    window << 40 | row            row = chunk << shift | row in the chunk
+    the key's record
+
+Records are written once and never moved, so that readers walk them while rows are added behind.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flowstate.plan.encoding import BLOCK, encode, hash_records
+from flowstate.plan.kernel import inlined, kernel
+from flowstate.plan.memory import load, prefetch, store
+
+U = np.uint64
+TABLES = 64
+#: Why `locate` stopped before a row.
+DONE, SCRATCH, ROWS, ARENA, INDEX = 0, 1, 2, 3, 4
+#: Columns of `tails`, one row per window: where the next record goes, the end of that memory, the next row, the end of the rows.
+CURSOR, END, NEXT, LIMIT = 0, 1, 2, 3
+
+_ADDRESS = U((1 << 48) - 1)
+_ROW = U((1 << 40) - 1)
+_M1 = U(0x9E3779B97F4A7C15)
+_M2 = U(0xD6E8FEB86659FD93)
+
+
+@inlined
+def index_hash(route_hash, window):  # type: ignore[no-untyped-def]
+    """Low bits pick the slot, bits 42-47 the table, the upper 16 are the tag. Owners hold a range of the route hash's high bits, so
+    all are mixed once more."""
+    value = (route_hash ^ (U(window) * _M1)) * _M2
+    return value ^ (value >> U(32))
+
+
+@inlined
+def window_hash(start, end):  # type: ignore[no-untyped-def]
+    value = (U(start) * _M1) ^ (U(end) * _M2)
+    return value ^ (value >> U(29))
+
+
+@kernel
+def assign_windows(starts, ends, first, rows, table, ids):  # type: ignore[no-untyped-def]
+    """The id of each row's window, from (start, end). Returns the first row whose window is not in `table`, or `rows`."""
+    mask = U(table.shape[0] - 1)
+    for row in range(first, rows):
+        start = np.int64(load(U(starts) + U(row) * U(8)))
+        end = np.int64(load(U(ends) + U(row) * U(8)))
+        at = window_hash(start, end) & mask
+        while table[at, 2] != 0 and not (table[at, 0] == start and table[at, 1] == end):
+            at = (at + U(1)) & mask
+        if table[at, 2] == 0:
+            return row
+        ids[row] = table[at, 2] - 1
+    return rows
+
+
+@kernel
+def add_window(table, start, end, window):  # type: ignore[no-untyped-def]
+    mask = U(table.shape[0] - 1)
+    at = window_hash(start, end) & mask
+    while table[at, 2] != 0:
+        at = (at + U(1)) & mask
+    table[at, 0], table[at, 1], table[at, 2] = start, end, window + 1
+
+
+@kernel
+def locate(  # type: ignore[no-untyped-def]
+    columns, head_words, first, rows, windows, hashes, given, seed, insert, starts, cursors, scratch, mixed, homes,
+    directory, counts, tails, filled, versions, serial, shift, slots,
+):  # fmt: skip
+    """The row of each key, into `slots`; -1 for an unknown key, unless `insert`. Works on rows from `first`.
+
+    Returns (row, why, detail): it stopped before `row` because it needs room that only the caller can make.
+    """
+    row = first
+    while row < rows:
+        last = encode(columns, head_words, row, min(rows, row + BLOCK), starts, cursors, scratch)
+        count = last - row
+        if count == 0:
+            return row, SCRATCH, 0
+        if not given:
+            hash_records(starts, scratch, count, seed, hashes[row:last])
+        for index in range(count):
+            value = index_hash(hashes[row + index], windows[row + index])
+            mixed[index] = value
+            table = (value >> U(42)) & U(63)
+            home = directory[table, 0] + ((value & directory[table, 1]) << U(3))
+            homes[index] = home
+            prefetch(home)
+        for index in range(count):
+            entry = load(homes[index])
+            if entry != U(0):
+                prefetch(entry & _ADDRESS)
+                prefetch((entry & _ADDRESS) + U(40))
+        for index in range(count):
+            value, window = mixed[index], U(windows[row + index])
+            at, tag = homes[index], value >> U(48)
+            begin, words = starts[index], starts[index + 1] - starts[index]
+            slot = np.int64(-1)
+            while True:
+                entry = load(at)
+                if entry == U(0):
+                    break
+                if entry >> U(48) == tag:
+                    record = entry & _ADDRESS
+                    header = load(record + U(8))
+                    if header >> U(40) == window:
+                        same = True
+                        for word in range(words):
+                            if load(record + U(16 + 8 * word)) != scratch[begin + word]:
+                                same = False
+                                break
+                        if same:
+                            slot = np.int64(header & _ROW)
+                            break
+                table = (value >> U(42)) & U(63)
+                base, mask = directory[table, 0], directory[table, 1]
+                at = base + (((((at - base) >> U(3)) + U(1)) & mask) << U(3))
+            if insert:
+                if slot < 0:
+                    table = (value >> U(42)) & U(63)
+                    if counts[table, 0] >= counts[table, 1]:
+                        return row + index, INDEX, np.int64(table)
+                    slot = tails[window, NEXT]
+                    if slot >= tails[window, LIMIT]:
+                        return row + index, ROWS, np.int64(window)
+                    record = U(tails[window, CURSOR])
+                    if tails[window, CURSOR] + (words + 2) * 8 > tails[window, END]:
+                        return row + index, ARENA, words + 2
+                    store(record, value)
+                    store(record + U(8), (window << U(40)) | U(slot))
+                    for word in range(words):
+                        store(record + U(16 + 8 * word), scratch[begin + word])
+                    store(at, (tag << U(48)) | record)
+                    counts[table, 0] += 1
+                    tails[window, NEXT] = slot + 1
+                    tails[window, CURSOR] += (words + 2) * 8
+                    filled[slot >> shift] += 1
+                versions[slot >> shift] = serial
+            slots[row + index] = slot
+        row = last
+    return row, DONE, 0
+
+
+@kernel
+def rehash(old, old_slots, new, new_slots, dead):  # type: ignore[no-untyped-def]
+    """Move the entries of one table at address `old` to an empty one at `new`, but those of dead windows (none if `dead` is empty).
+    Returns how many it moved."""
+    ahead, moved, mask = 16, 0, U(new_slots - 1)
+    for place in range(old_slots + ahead):
+        if place < old_slots:
+            prefetch(load(U(old) + U(place) * U(8)) & _ADDRESS)
+        if place < ahead:
+            continue
+        entry = load(U(old) + U(place - ahead) * U(8))
+        if entry == U(0):
+            continue
+        record = entry & _ADDRESS
+        if dead.shape[0] > 0 and dead[load(record + U(8)) >> U(40)] != 0:
+            continue
+        at = load(record) & mask
+        while load(U(new) + (at << U(3))) != U(0):
+            at = (at + U(1)) & mask
+        store(U(new) + (at << U(3)), entry)
+        moved += 1
+    return moved
