@@ -276,7 +276,9 @@ def _truncate(values: list[Value], options: Mapping[str, Any], where: str) -> pa
     if pc.all(same).as_py() is not False:
         return near
     shown = pc.assume_timezone(down, spec.time_zone, ambiguous="earliest", nonexistent="earliest")
-    return pc.if_else(same, near, pc.min_element_wise(shown.cast(value.type), value))
+    # Comparing as numbers, because the kernel knows no zones.
+    earlier = pc.min_element_wise(shown.cast(value.type).cast(pa.int64()), bare, skip_nulls=False)
+    return pc.if_else(same, near, earlier.cast(value.type))
 
 
 def _field(values: list[Value], options: Mapping[str, Any], where: str) -> pa.Array:
