@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,13 +17,15 @@ import pyarrow as pa
 from pyarrow import flight
 
 from flowstate.clock import Clock
-from flowstate.errors import InvalidFlow
+from flowstate.errors import InvalidFlow, Unavailable
 from flowstate.view.answer import Answer
 from flowstate_flight.exchange_call import ExchangeCall, StreamBroken, Watchdog, broken
 from flowstate_flight.fault import from_flight
 
 #: Streams cost the server one thread each, so few are kept; more lookups at once than this open streams that are closed after use.
 IDLE_EXCHANGES = 4
+#: Seconds after which any stream ends, so that what was left behind by somebody does not stay for ever.
+LONGEST_STREAM = 3600.0
 
 _forked_after_use = False
 _used = False
@@ -107,13 +110,35 @@ class Pool:
     def open(
         self, location: str, ticket: bytes, patience: float
     ) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Callable[[], None]]:
-        """A stream by do_get: its schema, its batches and how to end it. Each wait for the server ends after `patience`."""
+        """A stream by do_get: its schema, its batches and how to end it. Each wait for the server ends after `patience`.
+
+        do_get itself returns only when the server has sent its first message, and a deadline given to it would hold for the
+        whole stream, however slowly that is read. So it waits in a thread of its own, which is left behind if need be.
+        """
+        client = self.client(location)
+        options = flight.FlightCallOptions(timeout=LONGEST_STREAM)
+        outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        given_up = threading.Event()
+
+        def ask() -> None:
+            try:
+                reader = client.do_get(flight.Ticket(ticket), options)
+                outcome.put((reader, reader.schema))
+                if given_up.is_set():
+                    reader.cancel()
+            except BaseException as error:
+                outcome.put(error)
+
+        threading.Thread(target=ask, name="flight-open", daemon=True).start()
         try:
-            reader = self.client(location).do_get(flight.Ticket(ticket))
-            with self._watchdog.watch(reader, patience):
-                schema = reader.schema
-        except (pa.ArrowException, flight.FlightError, OSError) as error:
-            raise from_flight(error, location=location) from error
+            found = outcome.get(timeout=patience)
+        except queue.Empty:
+            given_up.set()
+            message = "a worker sent nothing in time"
+            raise Unavailable(message, retry_after=1.0, location=location, waited=patience) from None
+        if isinstance(found, BaseException):
+            raise from_flight(found, location=location) from found
+        reader, schema = found
         return schema, self._batches(reader, patience), reader.cancel
 
     def _batches(self, reader: Any, patience: float) -> Iterator[pa.RecordBatch]:

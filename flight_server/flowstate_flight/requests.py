@@ -59,6 +59,9 @@ class Requests:
             return found
         known = {each.partition: each for each in self.directory(ticket.job).partitions}
         if ticket.partition not in known:
+            if ticket.epoch is not None:  # the asker knew it, so the job was divided anew
+                message = "this job was divided anew; ask for its directory or flight info again"
+                raise Moved(message, partition=ticket.partition, asked=ticket.epoch, partitions=len(known))
             raise InvalidFlow("there is no such partition", partition=ticket.partition, partitions=len(known))
         place = known[ticket.partition]
         if place.location is None:
