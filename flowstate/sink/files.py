@@ -23,6 +23,7 @@ from flowstate.sink import hive
 from flowstate.sink.base import Sink
 from flowstate.store import Store
 
+_COMPRESSIONS = ("none", "snappy", "gzip", "brotli", "zstd", "lz4")
 _OPTIONS = ("partition_by", "compression", "storage_options")
 
 
@@ -37,6 +38,10 @@ class ParquetSink(Sink):
                 raise InvalidFlow(
                     f"sink_parquet has no option {name!r}{did_you_mean(name, _OPTIONS)}", table=spec.table
                 )
+        if options.get("compression", "zstd") not in _COMPRESSIONS:
+            compression = str(options["compression"])
+            hint = did_you_mean(compression, _COMPRESSIONS)
+            raise InvalidFlow(f"Parquet has no compression {compression!r}{hint}", table=spec.table)
         by = options.get("partition_by") or ()
         self.spec = spec
         self.sink = sink

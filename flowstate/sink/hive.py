@@ -47,11 +47,11 @@ def split(rows: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Tabl
 
 def _folders(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """``name=value`` of every row."""
-    encoded = pc.dictionary_encode(column, null_encoding="encode").unify_dictionaries()
     chunks = []
-    for chunk in encoded.chunks:
-        texts = [f"{_quoted(name)}={text}" for text in _texts(chunk.dictionary)]
-        chunks.append(pa.array(texts, pa.string()).take(chunk.indices))
+    for chunk in column.chunks:
+        encoded = chunk.dictionary_encode(null_encoding="encode")
+        texts = [f"{_quoted(name)}={text}" for text in _texts(encoded.dictionary)]
+        chunks.append(pa.array(texts, pa.string()).take(encoded.indices))
     return pa.chunked_array(chunks, pa.string())
 
 

@@ -18,6 +18,9 @@ _SECRET_NAME = re.compile("key|secret|token|password|credential", re.IGNORECASE)
 _PASSING = (408, 409, 425, 429)
 _PASSING_CODES = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch")
 
+_LOCK = threading.Lock()
+_OPENED: dict[tuple[int, str], Any] = {}
+
 
 class S3Store(Store):
     """A bucket, or a prefix in one. `storage_options` are s3fs's: key, secret, token, profile, endpoint_url, client_kwargs, ..."""
@@ -32,16 +35,15 @@ class S3Store(Store):
         self.root = "/".join([bucket, *filter(None, prefix.split("/"))])
         self.url = f"s3://{self.root}"
         self._options = storage_options
-        self._opened: tuple[int, Any] | None = None
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_s3, (self.root, self._options)
 
     def _filesystem(self) -> Any:
-        with self._lock:
-            # s3fs does not survive a fork; another process opens its own.
-            if self._opened is None or self._opened[0] != os.getpid():
+        # s3fs does not survive a fork, so another process opens its own. Making one takes 0.3 s, so stores share them.
+        key = (os.getpid(), repr(sorted(self._options.items())))
+        with _LOCK:
+            if key not in _OPENED:
                 try:
                     import s3fs
                 except ImportError as error:
@@ -51,8 +53,8 @@ class S3Store(Store):
                 with self._translated(""):
                     filesystem = s3fs.S3FileSystem(**options, use_listings_cache=False, skip_instance_cache=True)
                 filesystem.retries = 2
-                self._opened = os.getpid(), filesystem
-            return self._opened[1]
+                _OPENED[key] = filesystem
+            return _OPENED[key]
 
     def create(self, path: str, data: Bytes | Sequence[Bytes]) -> bool:
         name = f"{self.root}/{checked(path)}"
