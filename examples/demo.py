@@ -7,6 +7,7 @@ and checks every invoice. `make demo` runs it.
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import signal
 import sys
@@ -251,7 +252,10 @@ def run(arguments: argparse.Namespace, folder: Path, interruption: Interruption,
         deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="flowstate-demo-workers-"))
         stack.enter_context(dask.config.set({"temporary-directory": scratch}))
-        cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, preload=deaf)
+        # On a busy machine a worker may take seconds to exit; Dask's warnings about that are no news here.
+        cluster = LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, preload=deaf, silence_logs=logging.ERROR
+        )
         client = stack.enter_context(stack.enter_context(cluster).get_client())
         job = stack.enter_context(fs.start(*flow(folder), snapshots=f"{folder}/snapshots/", every="2s", client=client))
         generator = Generator(log, arguments.seed, arguments.months)

@@ -31,7 +31,9 @@ def run(name: str, *arguments: str, folder: Path) -> list[str]:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments], cwd=folder, capture_output=True, text=True, timeout=150
     )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    # On a busy machine a worker takes longer to exit than Dask likes, after the job has stopped.
+    said = [line for line in done.stderr.splitlines() if "Worker process still alive after" not in line]
+    assert (done.returncode, said) == (0, []), done.stdout
     assert list(folder.iterdir()) == []
     return done.stdout.splitlines()
 
@@ -39,7 +41,7 @@ def run(name: str, *arguments: str, folder: Path) -> list[str]:
 def test_counts(tmp_path: Path) -> None:
     lines = run("01_counts.py", "200000", folder=tmp_path)
     expected = Counter(load("01_counts.py").bumps(200_000)["item"].to_pylist())
-    for line, item in zip(lines[:3], ("abc", "a1b", "007"), strict=True):
+    for line, item in zip(lines[:3], ("abc", "foo", "xyz"), strict=True):
         assert line.startswith(f"{item}: {expected[item]} (query took ")
     assert lines[3:] == [
         f"200000 bumps of {len(expected)} items, at most {max(expected.values())} of one",
