@@ -56,8 +56,13 @@ class PartitionChain:
         if manifest.epoch < 1:
             raise InternalError("a manifest without an epoch", partition=self.partition)
         committed = replace(manifest, version=previous_version + 1)
-        token = f"{manifest.epoch}-{self._token}"
-        return committed if self.chain.append(committed.version, committed.dump(), token=token) else None
+        token, entry = f"{manifest.epoch}-{self._token}", committed.dump()
+        try:
+            ours = self.chain.append(committed.version, entry, token=token)
+        except Unavailable:
+            # It may have landed. Asking once more tells, if the store is back; another manifest at this version would be refused.
+            ours = self.chain.append(committed.version, entry, token=token)
+        return committed if ours else None
 
     def saved(self) -> Iterator[Manifest | CorruptData]:
         """Newest first, every manifest that can be read; a CorruptData in the place of one that cannot."""

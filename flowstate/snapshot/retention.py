@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from flowstate.errors import CorruptData
 from flowstate.snapshot.chain import KEPT_ENTRIES, Chain
-from flowstate.snapshot.cut import cut_numbers, delete_cut, list_cuts
+from flowstate.snapshot.cut import SavedCut, cut_numbers, delete_cut, list_cuts
 from flowstate.snapshot.job_record import JobChain
 from flowstate.snapshot.layout import SPLITS, manifests, save_of
 from flowstate.snapshot.layout import partition as partition_folder
@@ -38,7 +38,8 @@ def retain(
 ) -> dict[int, Kept]:
     """All of retention: cuts (the last `keep` stay, those of `pinned`, and the job's origin), then partitions and chains."""
     retain_cuts(store, keep, pinned)
-    kept = {partition: retain_partition(store, generation, partition, keep) for partition in partitions}
+    cuts = list_cuts(store, skip_damaged=True)
+    kept = {partition: retain_partition(store, generation, partition, keep, cuts) for partition in partitions}
     retain_chains(store)
     return kept
 
@@ -53,15 +54,18 @@ def retain_cuts(store: Store, keep: int, pinned: Collection[int] = ()) -> None:
             delete_cut(store, number)
 
 
-def retain_partition(store: Store, generation: int, partition: int, keep: int) -> Kept:
-    """Delete what the partition no longer needs. The owner of the partition may call it after each save."""
+def retain_partition(
+    store: Store, generation: int, partition: int, keep: int, cuts: Collection[SavedCut] | None = None
+) -> Kept:
+    """Delete what the partition no longer needs. The owner of the partition may call it after each save. `cuts`, all that there are, are
+    read when they are not given."""
     folder = partition_folder(generation, partition)
     objects = [f"{folder}/{name}" for name in store.list(folder)]
     objects += [f"{folder}/stage/{name}" for name in store.list(f"{folder}/stage")]
     chain = PartitionChain(store, generation, partition)
     versions = chain.chain.versions()
-    cuts = [cut for cut in list_cuts(store, skip_damaged=True) if cut.generation == generation]
-    pinned = {cut.versions[partition] for cut in cuts if partition in cut.versions}
+    cuts = list_cuts(store, skip_damaged=True) if cuts is None else cuts
+    pinned = {cut.versions[partition] for cut in cuts if cut.generation == generation and partition in cut.versions}
     newest: Manifest | None = None
     named: list[Manifest] = []
     states = 0
