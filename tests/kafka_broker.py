@@ -14,10 +14,12 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 ROOT = Path(__file__).resolve().parent.parent
 POM = Path(__file__).resolve().with_name("kafka_pom.xml")
@@ -146,9 +148,9 @@ class KafkaBroker:
         deadline = time.monotonic() + 30
         while True:
             topic = self.admin.list_topics(name, timeout=10).topics[name]
-            if topic.error is None and len(topic.partitions) == partitions:
-                if all(each.leader >= 0 for each in topic.partitions.values()):
-                    return
+            led = [each for each in topic.partitions.values() if each.leader >= 0]
+            if topic.error is None and len(led) == partitions:
+                return
             assert time.monotonic() < deadline, f"topic {name} is not ready"
             time.sleep(0.05)
 
@@ -170,7 +172,7 @@ class KafkaBroker:
         if transaction:
             producer.init_transactions(30)
             producer.begin_transaction()
-        extra = {"timestamp": timestamp} if timestamp else {}
+        extra: dict[str, Any] = {"timestamp": timestamp} if timestamp else {}
         for value in values:
             while True:
                 try:

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from flowstate.clock import Clock, SystemClock
-from flowstate.errors import InternalError, InvalidFlow, did_you_mean
+from flowstate.errors import InternalError, InvalidFlow, Unavailable, did_you_mean
 from flowstate.plan.spec import ScanSpec
 from flowstate.source.base import Rows, Source, SourceReader, SplitInfo
 from flowstate.source.decode import Decoder
@@ -193,7 +193,16 @@ class FilesReader(SourceReader):
         given: list[Rows] = []
         share = max(1, max_rows // len(names))
         for name in names[self._turn :] + names[: self._turn]:
-            rows = self._logs[name].next(share, wanted[name])
+            try:
+                rows = self._logs[name].next(share, wanted[name])
+            except OSError as error:
+                if given:
+                    break  # It is told at the next poll; what was read is not lost.
+                raise Unavailable(
+                    f"storage gives no answer ({error}); reading goes on when it does",
+                    source=self._spec.name,
+                    split=name,
+                ) from error
             if rows is not None:
                 given.append(rows)
         return given

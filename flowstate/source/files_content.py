@@ -65,11 +65,19 @@ class SplitContent:
                 newline = data.rfind(b"\n")
                 end = at + newline + 1 if newline >= 0 else end
                 at += len(data)
-        except Torn:
-            pass
+        except Torn as error:
+            if not self._follows:
+                raise self._ends_in_the_middle(at) from error
         finally:
             content.close()
         return end if self._follows else at
+
+    def _ends_in_the_middle(self, at: int) -> CorruptData:
+        return CorruptData(
+            "the compressed file ends in the middle; restore it from its origin, or pass follow=True if it is being written",
+            path=self._path,
+            offset=at,
+        )
 
     def _end_of_lines(self, size: int) -> int:
         if not self._follows:
@@ -92,11 +100,7 @@ class SplitContent:
         except Torn:
             if self._follows:
                 return b""
-            raise CorruptData(
-                "the compressed file ends in the middle; restore it from its origin, or pass follow=True if it is being written",
-                path=self._path,
-                offset=content.at,
-            ) from None
+            raise self._ends_in_the_middle(content.at) from None
         if not data and content.end() < at:
             raise CorruptData(
                 "the file is shorter than what was already read of it; put the longer file back, or start again with new"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
@@ -191,7 +192,7 @@ class Content:
         elif compression == "bz2":
             self._stream = bz2.BZ2File(handle)
         elif compression == "xz":
-            self._stream = lzma.LZMAFile(handle)
+            self._stream = lzma.LZMAFile(handle)  # noqa: SIM115
         elif compression is not None:
             self._stream = pa.CompressedInputStream(pa.PythonFile(handle, "r"), compression)
         # read1 gives what it has: read would lose the bytes before a torn end together with the error.
@@ -216,7 +217,7 @@ class Content:
             data = bytes(self._read(size))
         except EOFError as error:
             raise Torn from error
-        except (OSError, lzma.LZMAError, ValueError) as error:
+        except (OSError, lzma.LZMAError, zlib.error, ValueError) as error:
             if self.compressed and _torn(error):
                 raise Torn from error
             if not self.compressed:

@@ -19,7 +19,7 @@ MAX_DEPTH = 64
     "void(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1], boolean[::1], boolean[::1])",
     nogil=True,
     cache=True,
-)  # type: ignore[misc]
+)
 def scan(data: Any, starts: Any, ends: Any, one_object: Any, ascii_only: Any) -> None:
     """For each record: whether it is one object by its brackets and quotes, free of what JSON forbids but Arrow lets pass
     (``NaN``, ``Infinity``) and of control characters; and whether it is ASCII."""

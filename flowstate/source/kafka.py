@@ -172,7 +172,7 @@ class KafkaReader(SourceReader):
             split = self._splits.get(partition) if partition is not None else None
             error = message.error()
             if error is None:
-                if split is not None and message.offset() >= split.position:
+                if split is not None and _offset(message) >= split.position:
                     split.waiting.append(message)
             elif split is not None:
                 self._event(split, message, error)
@@ -205,16 +205,16 @@ class KafkaReader(SourceReader):
             return None
         taken = split.waiting[:most]
         if stop is not None:
-            taken = [each for each in taken if (each.offset() or 0) < stop]
+            taken = [each for each in taken if _offset(each) < stop]
         left = split.waiting[len(taken) :]
         to = since
         if taken:
-            to = int(taken[-1].offset() or 0) + 1
+            to = _offset(taken[-1]) + 1
         if not left and split.end is not None:
             to = max(to, split.end)
         elif left:
             # Everything before the next record is a gap.
-            to = int(left[0].offset() or 0)
+            to = _offset(left[0])
         if stop is not None:
             to = min(to, stop)
         if to == since:
@@ -233,6 +233,12 @@ class KafkaReader(SourceReader):
 
     def close(self) -> None:
         self._consumer.close()
+
+
+def _offset(message: Message) -> int:
+    offset = message.offset()
+    assert offset is not None  # Of a fetched message; None is for one that is not produced yet.
+    return offset
 
 
 def _records(messages: Sequence[Message]) -> Records:

@@ -205,17 +205,16 @@ class Topic:
                     bootstrap=self._bootstrap,
                 )
         if self._clock.monotonic() >= self._deadline:
-            raise _away(self._source, self._topic, (self._outages.errors or [error])[-1], self._bootstrap)
+            last = self._outages.errors[-1] if self._outages.errors else error
+            raise _away(self._source, self._topic, last, self._bootstrap)
 
 
 def _away(source: str, topic: str, error: KafkaError | None, bootstrap: str | None) -> Unavailable:
     reason = f" ({error.str()})" if error is not None else ""
-    facts: dict[str, object] = {"source": source, "topic": topic}
-    if bootstrap is not None:
-        facts["bootstrap"] = bootstrap
-    return Unavailable(
-        f"no answer from the kafka broker{reason}; check bootstrap=, and that the broker is running", **facts
-    )
+    told = f"no answer from the kafka broker{reason}; check bootstrap=, and that the broker is running"
+    if bootstrap is None:
+        return Unavailable(told, source=source, topic=topic)
+    return Unavailable(told, source=source, topic=topic, bootstrap=bootstrap)
 
 
 def reading_error(
@@ -223,10 +222,11 @@ def reading_error(
 ) -> FlowstateError | None:
     """What an error about one partition means; None if it passes by itself."""
     if error.name() in _LOST:
+        held: tuple[int, int] | None
         try:
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=2) or (None, None)
+            held = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=2)
         except KafkaException:
-            low = high = None
+            held = None
         return CorruptData(
             "the partition no longer holds the offset to read next: retention deleted it, or the topic was made anew; restore"
             " the records, or start with new snapshots and start='earliest' to count what is left",
@@ -234,8 +234,8 @@ def reading_error(
             topic=topic,
             partition=partition,
             offset=offset,
-            first=low,
-            end=high,
+            first=held[0] if held else None,
+            end=held[1] if held else None,
         )
     if error.name() in ("_BAD_MSG", "CORRUPT_MESSAGE"):
         return CorruptData(

@@ -178,9 +178,10 @@ def complete(
                     f"{spec.max_ahead / 1e6:.3f} s",
                 )
     if reasons:
-        for row, reason in reasons.items():
-            keep[row] = False
-            letters.append(Refused(int(offsets[row]), reason, raw(row), recorded_at(recorded, row)))
+        for refused_row, reason in reasons.items():
+            keep[refused_row] = False
+            at = recorded_at(recorded, refused_row)
+            letters.append(Refused(int(offsets[refused_row]), reason, raw(refused_row), at))
         chosen = pa.array(keep)
         columns = [each.filter(chosen) for each in rows.columns]
         offsets = offsets[keep]

@@ -255,7 +255,8 @@ def _date(kind: pa.DataType) -> Reading:
         match = _DATE.fullmatch(value) if isinstance(value, str) else None
         if match is None:
             raise wrong(path, value, kind)
-        days = _days(*match.groups(), value, path, kind)
+        year, month, day = match.groups()
+        days = _days(year, month, day, value, path, kind)
         return days if pa.types.is_date32(kind) else days * 86_400_000
 
     return read
