@@ -1,8 +1,8 @@
 """The stateless part of a flow, run over record batches: steps, keys, window, inputs, lateness.
 
-Vectors first: a batch is computed as a whole. Only if that fails is it halved, again and again, until the rows whose values make
-an expression fail stand alone; they are reported with a reason and everything else goes on. So a flow without failures pays
-nothing, and the result is that of doing every row by itself, however rows are cut into batches.
+Vectors first: a batch is computed as a whole. Only where that fails is it halved, for the step or expression that failed, again and
+again, until the rows whose values make it fail stand alone; they are reported with a reason and everything else goes on. So a flow
+without failures pays nothing, and the result is that of doing every row by itself, however rows are cut into batches.
 
 Hidden columns (`plan.position.HIDDEN`) travel along through every step. A record that `explode` turns into several rows succeeds
 or fails as a whole.
@@ -10,7 +10,7 @@ or fails as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -64,7 +64,8 @@ def computed(name: str, expr: Expr, batch: pa.RecordBatch) -> pa.Array:
     except (pa.ArrowException, ValueError, OverflowError) as error:
         if isinstance(error, MemoryError):
             raise
-        raise RowFailed(f"{error} in {name} = {expr}") from error
+        text = str(expr)
+        raise RowFailed(f"{error} in {text if text == name else f'{name} = {text}'}") from error
 
 
 def _hidden(batch: pa.RecordBatch) -> list[str]:
@@ -232,17 +233,41 @@ class MapBatches:
 
 def prepare(route: Route, batch: pa.RecordBatch, split: str) -> Prepared:
     """See `Route.prepare`."""
+    failed: dict[int, str] = {}
+    data = batch
+    for step in route.steps:
+        data = _stepped(step, data, failed)
+    while True:
+        known = len(failed)
+        columns = _columns(route, data, failed)
+        if columns is not None:
+            return _divided(route, data, columns, split, failed)
+        if len(failed) == known:
+            raise InternalError("an expression fails over rows none of which fails", view=route.table)
+        data = _without(data, failed)
+
+
+def _stepped(step: Step, data: pa.RecordBatch, failed: dict[int, str]) -> pa.RecordBatch:
+    known = len(failed)
+    pieces = _pieces(step.run, data, failed)
+    result = pieces[0] if len(pieces) == 1 else pa.concat_batches([step.run(data.slice(0, 0)), *pieces])
+    return result if len(failed) == known else _without(result, failed)
+
+
+def _pieces(run: Callable[[pa.RecordBatch], Any], data: pa.RecordBatch, failed: dict[int, str]) -> list[Any]:
+    """What `run` gives for `data` without the rows that make it fail, which are added to `failed`: offset and reason."""
     try:
-        return _attempt(route, batch, split)
+        return [run(data)]
     except MemoryError:
         raise
     except Exception as error:
-        if batch.num_rows == 0:
-            raise InternalError("a flow fails without rows", view=route.table) from error
-        if batch.num_rows == 1:
-            return _none(route, _failed([batch.column(OFFSET)[0].as_py()], _reason(error)))
-    half = batch.num_rows // 2
-    return _join([prepare(route, batch.slice(0, half), split), prepare(route, batch.slice(half), split)])
+        if data.num_rows == 0:
+            raise InternalError("a flow fails without rows") from error
+        if data.num_rows == 1:
+            failed.setdefault(data.column(OFFSET)[0].as_py(), _reason(error))
+            return []
+    half = data.num_rows // 2
+    return _pieces(run, data.slice(0, half), failed) + _pieces(run, data.slice(half), failed)
 
 
 def _reason(error: Exception) -> str:
@@ -251,65 +276,75 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."
 
 
-def _none(route: Route, failed: pa.RecordBatch) -> Prepared:
-    return Prepared(_empty(route.schema), None if route.late_schema is None else _empty(route.late_schema), failed)
-
-
-def _failed(offsets: Sequence[int], reason: str) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays(
-        [pa.array(offsets, pa.int64()), pa.array([reason] * len(offsets), pa.string())], schema=FAILED_SCHEMA
-    )
+def _without(data: pa.RecordBatch, failed: Mapping[int, str]) -> pa.RecordBatch:
+    """All rows of a record go with the one that failed."""
+    offsets = data.column(OFFSET).to_numpy()
+    return data.filter(pa.array(~np.isin(offsets, np.fromiter(failed, np.int64, len(failed)))))
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
 
 
-def _join(parts: Sequence[Prepared]) -> Prepared:
-    late = None if parts[0].late is None else pa.concat_batches([part.late for part in parts])
-    rows, failed = (pa.concat_batches(each) for each in ([p.rows for p in parts], [p.failed for p in parts]))
-    return Prepared(rows, late, failed)
-
-
-def _attempt(route: Route, batch: pa.RecordBatch, split: str) -> Prepared:
-    """The whole batch at once. Raises if some row fails."""
-    data = batch
-    for step in route.steps:
-        data = step.run(data)
-    arrays = [computed(name, expr, data) for name, expr in route.keys]
-    failed = _failed([], "")
-    late: np.ndarray[Any, Any] | None = None
-    good: np.ndarray[Any, Any] | None = None
+def _columns(route: Route, data: pa.RecordBatch, failed: dict[int, str]) -> list[pa.Array] | None:
+    """The columns of the routed batch, or None if rows have failed: then they are to be computed again without those."""
+    arrays = []
+    for name, expr in route.keys:
+        try:
+            arrays.append(computed(name, expr, data))
+        except RowFailed:
+            _pieces(lambda rows, name=name, expr=expr: computed(name, expr, rows), data, failed)  # type: ignore[misc]
+            return None
     if route.window is not None:
         times = data.column(route.window_column)
-        try:
-            starts, ends = route.window.assign(times)
-        except pa.ArrowException as error:
-            raise RowFailed(f"{error} in {route.window.name} = window({route.window_column!r})") from error
-        arrays += [starts, ends]
         if times.null_count:
-            # All rows of a record go with the one that has no window.
-            offsets = data.column(OFFSET).to_numpy()
-            lost = np.unique(offsets[np.asarray(pc.is_null(times).to_numpy(zero_copy_only=False), dtype=bool)])
-            failed = _failed(lost.tolist(), f"null event time: {route.window_column!r} is null, so the row has no window")
-            good = ~np.isin(offsets, lost)
-        if route.late_schema is not None:
-            late = route.window.closes_array(microseconds(ends)) <= data.column(WATERMARK).to_numpy()
-    arrays += [computed(name, expr, data) for name, expr in route.inputs]
+            reason = f"null event time: {route.window_column!r} is null, so the row has no window"
+            for offset in data.column(OFFSET).filter(pc.is_null(times)).to_pylist():
+                failed.setdefault(offset, reason)
+            return None
+        try:
+            arrays += route.window.assign(times)
+        except pa.ArrowException:
+            _pieces(lambda rows: _windowed(route, rows), data, failed)
+            return None
+    for name, expr in route.inputs:
+        try:
+            arrays.append(computed(name, expr, data))
+        except RowFailed:
+            _pieces(lambda rows, name=name, expr=expr: computed(name, expr, rows), data, failed)  # type: ignore[misc]
+            return None
     arrays.append(data.column(OFFSET))
     if route.schema.get_field_index(TIME) >= 0:
         has_time = data.schema.get_field_index(TIME) >= 0
         # Without event time, rows are ordered by split and offset alone.
         arrays.append(data.column(TIME) if has_time else pa.array(np.zeros(data.num_rows, np.int64)))
-    rows = pa.RecordBatch.from_arrays(arrays, schema=route.schema)
-    if late is None or not late.any():
-        kept = None if route.late_schema is None else _empty(route.late_schema)
-        return Prepared(rows if good is None else rows.filter(pa.array(good)), kept, failed)
-    entering, missing = (~late, late) if good is None else (good & ~late, good & late)
-    return Prepared(rows.filter(pa.array(entering)), _late_rows(route, data.filter(pa.array(missing)), split), failed)
+    return arrays
 
 
-def _late_rows(route: Route, data: pa.RecordBatch, split: str) -> pa.RecordBatch:
-    assert route.late_schema is not None
-    columns = [pa.repeat(pa.scalar(split), data.num_rows), data.column(OFFSET), *_visible(data).columns]
-    return pa.RecordBatch.from_arrays(columns, schema=route.late_schema)
+def _windowed(route: Route, rows: pa.RecordBatch) -> None:
+    assert route.window is not None
+    try:
+        route.window.assign(rows.column(route.window_column))
+    except pa.ArrowException as error:
+        raise RowFailed(f"{error} in {route.window.name} = window({route.window_column!r})") from error
+
+
+def _divided(
+    route: Route, data: pa.RecordBatch, columns: list[pa.Array], split: str, failed: Mapping[int, str]
+) -> Prepared:
+    """Rows in time, and late ones."""
+    lost = pa.RecordBatch.from_arrays(
+        [pa.array(list(failed), pa.int64()), pa.array(list(failed.values()), pa.string())], schema=FAILED_SCHEMA
+    )
+    rows = pa.RecordBatch.from_arrays(columns, schema=route.schema)
+    if route.window is None or route.late_schema is None:
+        return Prepared(rows, None, lost)
+    ends = microseconds(rows.column(route.window.end_name))
+    late = route.window.closes_array(ends) <= data.column(WATERMARK).to_numpy()
+    if not late.any():
+        return Prepared(rows, _empty(route.late_schema), lost)
+    missed = data.filter(pa.array(late))
+    kept = [pa.repeat(pa.scalar(split), missed.num_rows), missed.column(OFFSET), *_visible(missed).columns]
+    return Prepared(
+        rows.filter(pa.array(~late)), pa.RecordBatch.from_arrays(kept, schema=route.late_schema), lost
+    )
