@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
@@ -55,6 +54,16 @@ class Reads(Mapping[str, "ViewMapping"]):
         """All rows of a view."""
         return self[view].to_table()
 
+    def close(self) -> None:
+        """End the connections. A job goes on."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
 
 class Snapshot(Reads):
     """Everything at one position: repeatable reads. `position` maps each split to ``(offset, floors)``."""
@@ -66,12 +75,6 @@ class Snapshot(Reads):
 
     def close(self) -> None:
         self._stack.close()
-
-    def __enter__(self) -> Snapshot:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<snapshot of job {self._reader.directory().job!r}, views {list(self)}>"
@@ -148,10 +151,8 @@ class Job(Reads):
         self._reader.close()
         self._owned.close()
 
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def close(self) -> None:
+        """The same as `stop`: leaving a ``with`` block ends the job. Without one, the job outlives this object on its cluster."""
         self.stop()
 
     def __repr__(self) -> str:

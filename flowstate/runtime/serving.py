@@ -1,7 +1,8 @@
 """A pump as its readers see it: scans and lookups, from Flight's threads, under the pump's gate.
 
 Lookups copy their few rows out between two blocks and hold nothing. Scans share one frozen state while it is fresh enough, since every
-view makes the pump copy the chunks that it writes next. Cuts are kept for their readers on a lease.
+view makes the pump copy the chunks that it writes next. Cuts are kept for their readers on a lease. A frozen state is let go of, never
+released here: a scan that another thread still streams from it keeps it alive, and the last reference gives it back.
 """
 
 from __future__ import annotations
@@ -79,33 +80,22 @@ class ServedPartition:
             old = [each for each, kept in self._cuts.items() if now - kept.touched > LEASE]
             old += sorted(self._cuts)[: max(0, len(self._cuts) - CUTS)]
             for each in set(old):
-                self._cuts.pop(each).frozen.release()
-
-    def drop_cut(self, cut: int) -> None:
-        with self._lock:
-            kept = self._cuts.pop(cut, None)
-        if kept is not None:
-            kept.frozen.release()
+                del self._cuts[each]
 
     def release(self) -> None:
         """Let go of everything that is held for readers."""
         with self._lock:
-            for kept in self._cuts.values():
-                kept.frozen.release()
             self._cuts.clear()
-            if self._shared is not None:
-                self._shared.frozen.release()
-                self._shared = None
+            self._shared = None
 
     def expire(self) -> None:
         """Give back what nobody has read for a while; called now and then."""
         now = self.clock.monotonic()
         with self._lock:
             if self._shared is not None and now - self._shared.touched > 4 * SHARED_FOR:
-                self._shared.frozen.release()
                 self._shared = None
             for cut in [cut for cut, kept in self._cuts.items() if now - kept.touched > LEASE]:
-                self._cuts.pop(cut).frozen.release()
+                del self._cuts[cut]
 
     def _known(self, view: str) -> None:
         if self.pump.machine is None or self.pump.state not in ("live", "ended"):
@@ -119,8 +109,6 @@ class ServedPartition:
             if self._shared is None or now - self._shared.touched > SHARED_FOR:
                 with self.pump.gate:
                     frozen = self.pump._contents.freeze()
-                if self._shared is not None:
-                    self._shared.frozen.release()
                 self._shared = _Kept(frozen, self.clock.wall(), now)
             return self._shared
 
