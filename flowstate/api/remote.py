@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from distributed import Client
+from typing import TYPE_CHECKING, Any
 
 import flowstate.errors as errors
 from flowstate.errors import FlowstateError, InternalError, Unavailable
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 def unwrap(answer: dict[str, Any]) -> Any:
