@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from flowstate.errors import InternalError, InvalidFlow, did_you_mean
 from flowstate.plan.expr import Expr
+from flowstate.plan.expr_functions import ValuesFailed
 from flowstate.plan.position import HIDDEN, OFFSET, TIME, WATERMARK
 from flowstate.plan.schema import check_columns, check_unique
 from flowstate.plan.window import microseconds
@@ -34,7 +35,11 @@ _LONGEST_REASON = 500
 
 
 class RowFailed(Exception):
-    """Some row's values have no result. Which row is found by trying fewer."""
+    """Some row's values have no result: at the places `rows`, each with a reason; if it is empty, trying fewer rows tells which."""
+
+    def __init__(self, message: str, rows: Mapping[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.rows = rows or {}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,9 @@ def computed(name: str, expr: Expr, batch: pa.RecordBatch) -> pa.Array:
         if isinstance(error, MemoryError):
             raise
         text = str(expr)
-        raise RowFailed(f"{error} in {text if text == name else f'{name} = {text}'}") from error
+        where = f"in {text if text == name else f'{name} = {text}'}"
+        rows = error.rows if isinstance(error, ValuesFailed) else {}
+        raise RowFailed(f"{error} {where}", {at: _short(f"{reason} {where}") for at, reason in rows.items()}) from error
 
 
 def _hidden(batch: pa.RecordBatch) -> list[str]:
@@ -266,13 +273,21 @@ def _pieces(run: Callable[[pa.RecordBatch], Any], data: pa.RecordBatch, failed: 
         if data.num_rows == 1:
             failed.setdefault(data.column(OFFSET)[0].as_py(), _reason(error))
             return []
+        if isinstance(error, RowFailed) and error.rows:
+            offsets = data.column(OFFSET).to_numpy()
+            for at, reason in error.rows.items():
+                failed.setdefault(int(offsets[at]), reason)
+            return _pieces(run, _without(data, failed), failed)
     half = data.num_rows // 2
     return _pieces(run, data.slice(0, half), failed) + _pieces(run, data.slice(half), failed)
 
 
 def _reason(error: Exception) -> str:
     expected = isinstance(error, (RowFailed, pa.ArrowException))
-    text = str(error) if expected else f"{type(error).__name__}: {error}"
+    return _short(str(error) if expected else f"{type(error).__name__}: {error}")
+
+
+def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."
 
 

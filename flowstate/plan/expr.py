@@ -293,7 +293,7 @@ class Call(Expr):
         where = str(self)
         if all(isinstance(value, pa.Scalar) for value in values):
             return function([pa.repeat(value, 1) for value in values], dict(self.options), where)[0]
-        return function(values, dict(self.options), where)
+        return functions.apply(function, values, dict(self.options), where)
 
     def _root(self) -> str:
         return self.inputs[0]._root()
@@ -329,14 +329,14 @@ class Choice(Expr):
         taken: list[np.ndarray[Any, Any]] = []
         parts: list[Value] = []
         for condition, value in self.branches:
-            holds = condition.evaluate(todo)
+            holds = _among(rows, condition, todo)
             if not pa.types.is_boolean(holds.type):
                 raise InvalidFlow("when needs a condition that is true or false", expression=str(condition), type=str(holds.type))
             mask = np.asarray(pc.fill_null(holds, False).to_numpy(zero_copy_only=False), dtype=bool)
-            parts.append(_branch(value, todo.filter(pa.array(mask))))
+            parts.append(_branch(rows[mask], value, todo.filter(pa.array(mask))))
             taken.append(rows[mask])
             rows, todo = rows[~mask], todo.filter(pa.array(~mask))
-        parts.append(_branch(self.default, todo))
+        parts.append(_branch(rows, self.default, todo))
         taken.append(rows)
         return self._joined(parts, taken)
 
@@ -367,8 +367,16 @@ class Choice(Expr):
         return "".join(f"when({c}).then({v})." for c, v in self.branches).rstrip(".") + f".otherwise({self.default})"
 
 
-def _branch(value: Expr, rows: pa.RecordBatch) -> Value | None:
-    return None if isinstance(_unnamed(value), Literal) else value.evaluate(rows)
+def _among(places: np.ndarray[Any, Any], expr: Expr, rows: pa.RecordBatch) -> pa.Array:
+    """`expr` over `rows`, which stood at `places`: that is where a failure is reported."""
+    try:
+        return expr.evaluate(rows)
+    except functions.ValuesFailed as error:
+        raise error.within(places) from None
+
+
+def _branch(places: np.ndarray[Any, Any], value: Expr, rows: pa.RecordBatch) -> Value | None:
+    return None if isinstance(_unnamed(value), Literal) else _among(places, value, rows)
 
 
 class When:

@@ -25,6 +25,44 @@ Kernel = Callable[[Value, Value], pa.Array]
 Function = Callable[[list[Value], Mapping[str, Any], str], pa.Array]
 Call = Callable[..., "Expr"]
 
+
+class ValuesFailed(pa.ArrowInvalid):
+    """A function has no result for some rows: `rows` has their places in the batch, each with the kernel's message."""
+
+    def __init__(self, rows: Mapping[int, str]) -> None:
+        super().__init__(next(iter(rows.values())))
+        self.rows = dict(rows)
+
+    def within(self, places: Any) -> ValuesFailed:
+        """The same for the batch of which the rows at `places` were taken."""
+        return ValuesFailed({int(places[at]): reason for at, reason in self.rows.items()})
+
+
+def apply(function: Function, values: list[Value], options: Mapping[str, Any], where: str) -> pa.Array:
+    """`function` over operands of which one at least is an array. Kernels say that they failed, not where: halving tells."""
+    try:
+        return function(values, options, where)
+    except MemoryError:
+        raise
+    except pa.ArrowException:
+        found: dict[int, str] = {}
+        stretches = [(0, next(len(each) for each in values if not isinstance(each, pa.Scalar)))]
+        while stretches:
+            start, length = stretches.pop()
+            part = [each if isinstance(each, pa.Scalar) else each.slice(start, length) for each in values]
+            try:
+                function(part, options, where)
+            except pa.ArrowException as error:
+                if length == 1:
+                    found[start] = str(error)
+                elif length > 1:
+                    half = length // 2
+                    stretches += [(start + half, length - half), (start, half)]
+        if not found:
+            raise
+        raise ValuesFailed(found) from None
+
+
 OPERATORS = ("+", "-", "*", "/", "//", "%", "==", "!=", "<", "<=", ">", ">=", "&", "|")
 
 
