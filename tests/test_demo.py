@@ -157,6 +157,7 @@ def test_live_in_a_terminal_read_from_a_second_one_and_stopped_by_ctrl_c(start, 
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow  # four runs
 def test_sigterm_while_it_runs_and_then_going_on_to_the_end(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     data = str(tmp_path / "data")
     demo = start("--data", data, "--seed", "3")
