@@ -156,7 +156,7 @@ EXPRESSIONS = st.deferred(
 )
 
 
-@settings(max_examples=350, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(expr=EXPRESSIONS, batch=batches())
 def test_type_told_is_type_given_and_rows_stand_alone(expr: Expr, batch: pa.RecordBatch) -> None:
     try:
@@ -211,7 +211,7 @@ def python_value(function: Callable[[Any, Any], Any], left: Any, right: Any, typ
 
 @pytest.mark.parametrize("symbol", ["+", "-", "*", "//", "%", "/", "==", "<", ">="])
 @pytest.mark.parametrize("names", [("i32", "i32"), ("i64", "i64"), ("u8", "i32"), ("u64", "u64"), ("d2", "d9"), ("d2", "i64")])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_numbers_are_computed_as_python_does(symbol: str, names: tuple[str, str], data: st.DataObject) -> None:
     function = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,

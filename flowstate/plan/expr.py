@@ -9,7 +9,7 @@ apart before they are computed is ``when``: a branch is evaluated for the rows t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -18,7 +18,9 @@ import pyarrow.compute as pc
 
 from flowstate.errors import FlowstateError, InvalidFlow, did_you_mean
 from flowstate.plan import expr_functions as functions
-from flowstate.plan.schema import aggregate_type, check_name, common_type, literal_type
+from flowstate.plan.expr_aggregate import Aggregate as Aggregate
+from flowstate.plan.expr_namespaces import Struct, Text, Time
+from flowstate.plan.schema import check_name, common_type, literal_type
 
 Value: TypeAlias = Any  # pa.Array or pa.Scalar; pyarrow has no types
 
@@ -169,16 +171,16 @@ class Expr:
         raise InvalidFlow("explode changes the number of rows: write stream.explode('column')", expression=str(self))
 
     @property
-    def str(self) -> functions.Text:
-        return functions.Text(self, call)
+    def str(self) -> Text:
+        return Text(self, call)
 
     @property
-    def dt(self) -> functions.Time:
-        return functions.Time(self, call)
+    def dt(self) -> Time:
+        return Time(self, call)
 
     @property
-    def struct(self) -> functions.Struct:
-        return functions.Struct(self, call)
+    def struct(self) -> Struct:
+        return Struct(self, call)
 
     def sum(self) -> Aggregate:
         return Aggregate("sum", self)
@@ -402,46 +404,6 @@ class Then:
         return Choice(self._branches, to_expr(value))
 
 
-@dataclass(frozen=True)
-class Aggregate:
-    """One value for all rows of a key. Nothing can follow it: compute on its input, or in the query."""
-
-    function: str
-    input: Expr | None = None
-    options: tuple[tuple[str, Any], ...] = ()
-    alias_name: str | None = None
-
-    def alias(self, name: str) -> Aggregate:
-        return replace(self, alias_name=check_name(name, "column"))
-
-    @property
-    def name(self) -> str:
-        return self.alias_name or ("len" if self.input is None else self.input.name)
-
-    def type_in(self, schema: pa.Schema) -> pa.DataType:
-        return aggregate_type(self.function, None if self.input is None else self.input.type_in(schema), str(self))
-
-    def __str__(self) -> str:
-        inner = [] if self.input is None else [str(self.input)]
-        return f"{self.function}({', '.join([*inner, *(f'{name}={value!r}' for name, value in self.options)])})"
-
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise InvalidFlow(
-            "nothing can be computed from an aggregate inside agg(...): compute on its input, "
-            "or name both parts and compute in the query",
-            aggregate=str(self),
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        self._refuse()
-
-    __bool__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
-    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __neg__ = __invert__ = __and__ = __or__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = _refuse
-
-
 def call(function: str, *inputs: Any, **options: Any) -> Expr:
     """A function over expressions and constants."""
     return Call(function, tuple(map(to_expr, inputs)), tuple(options.items()))
@@ -452,7 +414,7 @@ def to_expr(value: Any) -> Expr:
     if isinstance(value, Expr):
         return value
     if isinstance(value, Aggregate):
-        value._refuse()
+        value.refuse()
     if isinstance(value, (When, Then)):
         raise InvalidFlow("a when(...).then(...) ends with .otherwise(...); for null write .otherwise(None)")
     return lit(value)

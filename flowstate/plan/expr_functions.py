@@ -6,7 +6,6 @@ flow that was built never meets one; values decide about `pa.ArrowInvalid`. Kern
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,12 +17,11 @@ from flowstate.plan.schema import as_decimal, common_type, is_number, is_text
 from flowstate.plan.window import Window, every_period
 
 if TYPE_CHECKING:
-    from flowstate.plan.expr import Expr
+    pass
 
 Value: TypeAlias = Any  # pa.Array or pa.Scalar; pyarrow has no types
 Kernel = Callable[[Value, Value], pa.Array]
 Function = Callable[[list[Value], Mapping[str, Any], str], pa.Array]
-Call = Callable[..., "Expr"]
 
 
 class ValuesFailed(pa.ArrowInvalid):
@@ -265,7 +263,7 @@ def _strip(value: Value, options: Mapping[str, Any]) -> pa.Array:
     return pc.utf8_trim_whitespace(value) if characters is None else pc.utf8_trim(value, characters)
 
 
-def _contains(value: Value, options: Mapping[str, Any]) -> pa.Array:
+def contains(value: Value, options: Mapping[str, Any]) -> pa.Array:
     return (pc.match_substring if options["literal"] else pc.match_substring_regex)(value, options["pattern"])
 
 
@@ -353,7 +351,7 @@ FUNCTIONS: dict[str, Function] = {
     "is_in": _is_in,
     "upper": _text_function(lambda value, options: pc.utf8_upper(value)),
     "lower": _text_function(lambda value, options: pc.utf8_lower(value)),
-    "contains": _text_function(_contains),
+    "contains": _text_function(contains),
     "starts_with": _text_function(lambda value, options: pc.starts_with(value, options["prefix"])),
     "ends_with": _text_function(lambda value, options: pc.ends_with(value, options["suffix"])),
     "slice": _text_function(_slice),
@@ -370,94 +368,3 @@ FUNCTIONS: dict[str, Function] = {
     "truncate": _truncate,
     "field": _field,
 }
-
-
-class Text:
-    """Functions of text: ``col("name").str.upper()``."""
-
-    def __init__(self, expr: Expr, call: Call) -> None:
-        self._expr, self._call = expr, call
-
-    def to_uppercase(self) -> Expr:
-        return self._call("upper", self._expr)
-
-    def to_lowercase(self) -> Expr:
-        return self._call("lower", self._expr)
-
-    upper, lower = to_uppercase, to_lowercase
-
-    def contains(self, pattern: str, *, literal: bool = False) -> Expr:
-        """Whether a regular expression (RE2) matches anywhere; with `literal`, whether `pattern` itself is in the text."""
-        try:
-            _contains(pa.array(["probe"]), {"pattern": pattern, "literal": literal})
-        except (pa.ArrowException, TypeError) as error:
-            raise InvalidFlow(f"not a regular expression: {error}; for plain text say literal=True", pattern=pattern) from error
-        return self._call("contains", self._expr, pattern=pattern, literal=literal)
-
-    def starts_with(self, prefix: str) -> Expr:
-        return self._call("starts_with", self._expr, prefix=prefix)
-
-    def ends_with(self, suffix: str) -> Expr:
-        return self._call("ends_with", self._expr, suffix=suffix)
-
-    def slice(self, offset: int, length: int | None = None) -> Expr:
-        """`length` characters (all, if None) from `offset`; a negative offset counts from the end."""
-        if length is not None and length < 0:
-            raise InvalidFlow("a slice has a length of 0 or more", length=length)
-        return self._call("slice", self._expr, offset=offset, length=length)
-
-    def strip(self, characters: str | None = None) -> Expr:
-        """Without the white space (or any of `characters`) at both ends."""
-        return self._call("strip", self._expr, characters=characters)
-
-    strip_chars = strip
-
-    def len_chars(self) -> Expr:
-        return self._call("len_chars", self._expr)
-
-
-class Time:
-    """Parts of times, in the zone of the column: ``col("at").dt.hour()``."""
-
-    def __init__(self, expr: Expr, call: Call) -> None:
-        self._expr, self._call = expr, call
-
-    def year(self) -> Expr:
-        return self._call("year", self._expr)
-
-    def month(self) -> Expr:
-        return self._call("month", self._expr)
-
-    def day(self) -> Expr:
-        return self._call("day", self._expr)
-
-    def hour(self) -> Expr:
-        return self._call("hour", self._expr)
-
-    def minute(self) -> Expr:
-        return self._call("minute", self._expr)
-
-    def second(self) -> Expr:
-        return self._call("second", self._expr)
-
-    def weekday(self) -> Expr:
-        """Monday is 1, Sunday 7."""
-        return self._call("weekday", self._expr)
-
-    def date(self) -> Expr:
-        return self._call("date", self._expr)
-
-    def truncate(self, every: str | datetime.timedelta) -> Expr:
-        """Rounded down to a multiple of `every` ("15m", "1h", "1d", "1w", "1mo", "1y") of the calendar and clock in the zone."""
-        every_period(every)
-        return self._call("truncate", self._expr, every=str(every) if isinstance(every, str) else every)
-
-
-class Struct:
-    """Fields of a struct: ``col("address").struct.field("city")``."""
-
-    def __init__(self, expr: Expr, call: Call) -> None:
-        self._expr, self._call = expr, call
-
-    def field(self, name: str) -> Expr:
-        return self._call("field", self._expr, name=name).alias(name)
