@@ -245,6 +245,13 @@ class Coordinator:
             self.joining.add(split)
         return []
 
+    def move(self, split: str, now: float) -> list[Instruction]:
+        """Take a split from its reader; another is appointed, or the same one under a new epoch."""
+        if split not in self.table.readers:
+            return []
+        readers = {each: reader for each, reader in self.table.readers.items() if each != split}
+        return self._change(readers=readers) + self.tick(now)
+
     # cuts
 
     def open_cut(self, now: float, *, saves: bool) -> int | None:
