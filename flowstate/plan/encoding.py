@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from flowstate.plan.kernel import inlined, kernel
-from flowstate.plan.memory import as_bits, as_float, load, load_byte, load_half, store, store_byte
+from flowstate.plan.memory import as_float, load, load_byte, load_half, multiply_fold, store, store_byte
 
 U = np.uint64
 WORD, FLOAT, DECIMAL, BYTES, LARGE_BYTES = 0, 1, 2, 3, 4
@@ -45,6 +45,20 @@ def mix(value):  # type: ignore[no-untyped-def]
     value *= _M2
     value ^= value >> U(32)
     return value
+
+
+@inlined
+def hash_words(address, words, seed, key):  # type: ignore[no-untyped-def]
+    """The hash of `words` words: pairs of them multiplied to 128 bits and folded, as in wyhash (Wang Yi, 2019), but with a multiplier
+    that the seed gives, so that nobody can choose words that cancel it."""
+    value = seed
+    while words >= 2:
+        value = multiply_fold(load(address) ^ key, load(address + U(8)) ^ value)
+        address += U(16)
+        words -= 2
+    if words > 0:
+        value = multiply_fold(load(address) ^ key, value ^ _M1)
+    return multiply_fold(value ^ _M2, key)
 
 
 @inlined
@@ -87,17 +101,31 @@ def extent(columns, column, row):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def encode(columns, head_words, first, last, starts, cursors, scratch):  # type: ignore[no-untyped-def]
-    """Encode rows from `first` up to at most `last` into `scratch`; the words of the i-th are ``starts[i]:starts[i + 1]``.
+def encode(columns, head_words, first, last, starts, cursors, scratch, hashed, seed, hashes):  # type: ignore[no-untyped-def]
+    """Encode rows from `first` up to at most `last` into `scratch`; the words of the i-th are ``starts[i]:starts[i + 1]``. Unless they
+    are `hashed` already, put the i-th hash into ``hashes[i]``.
 
     Returns the row after the last encoded one: `first` itself if scratch is too small for a single record. Needs room for
     ``last - first + 1`` starts and cursors.
     """
+    key = mix(seed) | U(1)
+    if columns.shape[0] == 1 and columns[0, KIND] == BYTES:
+        return _encode_text(columns, first, last, starts, scratch, hashed, seed, key, hashes)
+    if columns.shape[0] == 1 and columns[0, KIND] == WORD:
+        last = _encode_word(columns, first, last, starts, scratch)
+    else:
+        last = _encode_any(columns, head_words, first, last, starts, cursors, scratch)
+    if not hashed:
+        base = U(scratch.ctypes.data)
+        for index in range(last - first):
+            hashes[index] = hash_words(base + U(starts[index]) * U(8), starts[index + 1] - starts[index], seed, key)
+    return last
+
+
+@kernel
+def _encode_any(columns, head_words, first, last, starts, cursors, scratch):  # type: ignore[no-untyped-def]
+    """`encode` for any columns."""
     count = columns.shape[0]
-    if count == 1 and columns[0, KIND] == BYTES:
-        return _encode_text(columns, first, last, starts, scratch)
-    if count == 1 and columns[0, KIND] == WORD:
-        return _encode_word(columns, first, last, starts, scratch)
     capacity = scratch.shape[0]
     base = U(scratch.ctypes.data)
     for index in range(last - first):
@@ -160,38 +188,43 @@ def encode(columns, head_words, first, last, starts, cursors, scratch):  # type:
 
 
 @kernel
-def _encode_text(columns, first, last, starts, scratch):  # type: ignore[no-untyped-def]
+def _encode_text(columns, first, last, starts, scratch, hashed, seed, key, hashes):  # type: ignore[no-untyped-def]
     """`encode` for the commonest key: one column of text."""
-    capacity = scratch.shape[0]
     values, end, validity, shift = U(columns[0, VALUES]), U(columns[0, END]), columns[0, VALIDITY], columns[0, FIRST]
-    offsets = U(columns[0, OFFSETS]) + U(shift) * U(4)
-    used = 0
-    begin = load_half(offsets + U(first) * U(4))
-    for row in range(first, last):
-        upto = load_half(offsets + U(row + 1) * U(4))
-        size = upto - begin
-        words = 1 + ((size + 7) >> 3)
-        if used + words > capacity:
-            last = row
-            break
-        starts[row - first] = used
-        if validity != 0 and not is_valid(validity, row + shift):
-            scratch[used] = U(1)
-            used += 1
+    offset = U(columns[0, OFFSETS]) + U(first + shift) * U(4)
+    base = U(scratch.ctypes.data)
+    at, limit = base, base + U(8) * U(scratch.shape[0])
+    begin = load_half(offset)
+    for index in range(last - first):
+        offset += U(4)
+        upto = load_half(offset)
+        size, source = upto - begin, values + U(begin)
+        begin = upto
+        record = at
+        if validity != 0 and not is_valid(validity, first + index + shift):
+            if at + U(8) > limit:
+                last = first + index
+                break
+            store(at, U(1))
+            at += U(8)
         else:
-            scratch[used] = U(size) << U(32)
-            used += 1
-            source = values + U(begin)
+            if at + U(8) + ((U(size) + U(7)) & ~U(7)) > limit:
+                last = first + index
+                break
+            store(at, U(size) << U(32))
+            at += U(8)
             while size >= 8:
-                scratch[used] = load(source)
-                used += 1
+                store(at, load(source))
+                at += U(8)
                 source += U(8)
                 size -= 8
             if size > 0:
-                scratch[used] = load_part(source, size, end)
-                used += 1
-        begin = upto
-    starts[last - first] = used
+                store(at, load_part(source, size, end))
+                at += U(8)
+        starts[index] = np.int64((record - base) >> U(3))
+        if not hashed:
+            hashes[index] = hash_words(record, np.int64((at - record) >> U(3)), seed, key)
+    starts[last - first] = np.int64((at - base) >> U(3))
     return last
 
 
@@ -214,29 +247,14 @@ def _encode_word(columns, first, last, starts, scratch):  # type: ignore[no-unty
 
 
 @kernel
-def hash_records(starts, scratch, count, seed, hashes):  # type: ignore[no-untyped-def]
-    """The seeded hash of each record: multiply and fold a word at a time, then `mix`."""
-    for index in range(count):
-        value = seed
-        for word in range(starts[index], starts[index + 1]):
-            value = (value ^ scratch[word]) * _M1
-            value ^= value >> U(29)
-        hashes[index] = mix(value)
-
-
-@kernel
 def hash_rows(columns, head_words, rows, seed, starts, cursors, scratch, hashes):  # type: ignore[no-untyped-def]
     """Hash rows into `hashes`. Returns how many were done; fewer than `rows` if the next record does not fit `scratch`."""
     row = 0
     while row < rows:
-        last = encode(columns, head_words, row, min(rows, row + BLOCK), starts, cursors, scratch)
+        last = encode(
+            columns, head_words, row, min(rows, row + BLOCK), starts, cursors, scratch, False, seed, hashes[row:rows]
+        )
         if last == row:
             return row
-        hash_records(starts, scratch, last - row, seed, hashes[row:last])
         row = last
     return row
-
-
-@kernel
-def bits_of(value):  # type: ignore[no-untyped-def]
-    return as_bits(value)

@@ -89,6 +89,19 @@ def as_bits(typingctx: Any, value: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def multiply_fold(typingctx: Any, a: Any, b: Any) -> Any:
+    """The high word of the 128-bit product of two uint64, xor the low one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, double = ir.IntType(64), ir.IntType(128)
+        product = builder.mul(builder.zext(arguments[0], double), builder.zext(arguments[1], double))
+        high = builder.trunc(builder.lshr(product, ir.Constant(double, 64)), word)
+        return builder.xor(high, builder.trunc(product, word))
+
+    return types.uint64(types.uint64, types.uint64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask the cache for the line at `address`; harmless for any address."""
 

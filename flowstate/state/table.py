@@ -60,7 +60,7 @@ class KeyedTable:
         self._windows: dict[int, _Window] = {}
         self._window_ids: dict[tuple[int, int], int] = {}
         self._free_windows: list[int] = []
-        self._window_table = np.zeros((16, 3), np.int64)
+        self._window_table = np.zeros((16, 2), np.int64)
         self._tails = np.zeros((4, 4), np.int64)
         # Per chunk, by its number; numbers are used again after their window has gone.
         self._stored: list[Stored | None] = []
@@ -134,7 +134,7 @@ class KeyedTable:
                 raise InvalidFlow(
                     "a window needs times of its type, without nulls", window=window.name, type=str(each.type), nulls=each.null_count
                 )
-        return key_array(columns[0])[1], key_array(columns[1])[1]
+        return key_array(columns[0])[1], columns[1]
 
     def _order(self, batch: pa.RecordBatch, split_rank: int) -> tuple[Int64s, Int64s, Int64s]:
         names, rows = batch.schema.names, batch.num_rows
@@ -172,10 +172,10 @@ class KeyedTable:
                 self._add_window(0, 0)
             ids[:] = 0
             return ids
-        first, second = (each.buffers()[1].address + each.offset * 8 for each in (starts, ends))
+        first = starts.buffers()[1].address + starts.offset * 8
         row = 0
         while True:
-            row = int(kernels.assign_windows(first, second, row, rows, self._window_table, ids))
+            row = int(kernels.assign_windows(first, row, rows, self._window_table, ids))
             if row == rows:
                 return ids
             self._add_window(_int64_at(starts, row), _int64_at(ends, row))
@@ -190,21 +190,22 @@ class KeyedTable:
         if 3 * len(self._windows) > self._window_table.shape[0]:
             self._list_windows()
         else:
-            kernels.add_window(self._window_table, start, end, window)
+            kernels.add_window(self._window_table, start, window)
         return window
 
     def _list_windows(self) -> None:
         size = max(16, 1 << (8 * len(self._windows)).bit_length())
-        self._window_table = np.zeros((size, 3), np.int64)
+        self._window_table = np.zeros((size, 2), np.int64)
         for window, each in self._windows.items():
-            kernels.add_window(self._window_table, each.start, each.end, window)
+            kernels.add_window(self._window_table, each.start, window)
 
     def _locate(self, keys: KeyColumns, windows: Int64s, hashes: UInt64s | None, *, insert: bool) -> Int64s:
         """The row of each key, in a buffer that the next call uses again."""
         rows = keys.rows
         slots = self._slots[:rows]
         given = hashes is not None
-        hashes = self._hashes[:rows] if hashes is None else hashes
+        # One machine code serves all: kernels want memory of one kind, and a hash per row.
+        hashes = self._hashes[:rows] if hashes is None else np.require(hashes, np.uint64, ["C", "W"])
         row = 0
         while True:
             row, why, detail = kernels.locate(
@@ -222,7 +223,7 @@ class KeyedTable:
             elif why == kernels.ROWS:
                 self._more_rows(detail)
             else:
-                self._more_keys(int(windows[row]), detail * 8)
+                self._more_keys(int(windows[row]), detail)
 
     def _more_rows(self, window: int) -> None:
         """Give the window room for rows: its last chunk grows up to the size of chunks, then it gets another."""
@@ -435,7 +436,7 @@ class KeyedTable:
 
 
 def _int64_at(column: pa.Array, row: int) -> int:
-    return int(np.frombuffer(column.buffers()[1], np.int64)[column.offset + row])
+    return int(key_array(column.slice(row, 1))[1].view(pa.int64())[0].as_py())
 
 
 def _doubled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

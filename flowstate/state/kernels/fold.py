@@ -27,7 +27,7 @@ _SIGN_BIT = U(1 << 63)
 @inlined
 def cell(pointers, slot, shift, width):  # type: ignore[no-untyped-def]
     """The address of a row's state in a column of `width` bytes a row."""
-    return pointers[slot >> shift] + U((slot & ((1 << shift) - 1)) * width)
+    return pointers[U(slot) >> U(shift)] + (U(slot) & ((U(1) << U(shift)) - U(1))) * U(width)
 
 
 @inlined
@@ -242,7 +242,7 @@ def extreme(first_row, pointers, column, slots, shift, kind, sign, values, offse
             if compare(kind, sign, value, more, load(at), old_more) >= 0:
                 continue
         if kind == BYTES:
-            arena = arenas[slot >> shift]
+            arena = arenas[U(slot) >> U(shift)]
             if arena[0] + np.int64(more) > arena[1]:
                 return index
             value = keep_bytes(arena, value, more)
@@ -280,7 +280,7 @@ def ordered(first_row, pointers, column, slots, shift, kind, sign, values, offse
         if mark == _VALUE:
             value, more = value_at(kind, values, offsets, index)
             if kind == BYTES:
-                arena = arenas[slot >> shift]
+                arena = arenas[U(slot) >> U(shift)]
                 if arena[0] + np.int64(more) > arena[1]:
                     return index
                 value = keep_bytes(arena, value, more)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowstate.plan.encoding import BLOCK, encode, hash_records
+from flowstate.plan.encoding import BLOCK, encode
 from flowstate.plan.kernel import inlined, kernel
 from flowstate.plan.memory import load, prefetch, store
 
@@ -33,41 +33,54 @@ _M2 = U(0xD6E8FEB86659FD93)
 
 @inlined
 def index_hash(route_hash, window):  # type: ignore[no-untyped-def]
-    """Low bits pick the slot, bits 42-47 the table, the upper 16 are the tag. Owners hold a range of the route hash's high bits, so
-    all are mixed once more."""
-    value = (route_hash ^ (U(window) * _M1)) * _M2
-    return value ^ (value >> U(32))
+    """Low bits pick the slot, bits 42-47 the table, the upper 16 are the tag. (Owners hold a range of the route hash's high bits,
+    which costs the tag the few bits that tell partitions apart.)"""
+    return route_hash ^ (U(window) * _M1)
 
 
 @inlined
-def window_hash(start, end):  # type: ignore[no-untyped-def]
-    value = (U(start) * _M1) ^ (U(end) * _M2)
-    return value ^ (value >> U(29))
+def window_hash(start):  # type: ignore[no-untyped-def]
+    value = U(start) * _M1
+    return value ^ (value >> U(32))
 
 
 @kernel
-def assign_windows(starts, ends, first, rows, table, ids):  # type: ignore[no-untyped-def]
-    """The id of each row's window, from (start, end). Returns the first row whose window is not in `table`, or `rows`."""
-    mask = U(table.shape[0] - 1)
+def assign_windows(starts, first, rows, table, ids):  # type: ignore[no-untyped-def]
+    """The id of each row's window, from its start: windows follow one another, so that a start has one end. Returns the first row
+    whose window is not in `table` (start, id + 1), or `rows`."""
+    mask, base = U(table.shape[0] - 1), U(table.ctypes.data)
     for row in range(first, rows):
-        start = np.int64(load(U(starts) + U(row) * U(8)))
-        end = np.int64(load(U(ends) + U(row) * U(8)))
-        at = window_hash(start, end) & mask
-        while table[at, 2] != 0 and not (table[at, 0] == start and table[at, 1] == end):
+        start = load(U(starts) + U(row) * U(8))
+        at = window_hash(start) & mask
+        while True:
+            known = load(base + (at << U(4)) + U(8))
+            if known == U(0):
+                return row
+            if load(base + (at << U(4))) == start:
+                break
             at = (at + U(1)) & mask
-        if table[at, 2] == 0:
-            return row
-        ids[row] = table[at, 2] - 1
+        ids[row] = np.int64(known) - 1
     return rows
 
 
 @kernel
-def add_window(table, start, end, window):  # type: ignore[no-untyped-def]
+def add_window(table, start, window):  # type: ignore[no-untyped-def]
     mask = U(table.shape[0] - 1)
-    at = window_hash(start, end) & mask
-    while table[at, 2] != 0:
+    at = window_hash(start) & mask
+    while table[at, 1] != 0:
         at = (at + U(1)) & mask
-    table[at, 0], table[at, 1], table[at, 2] = start, end, window + 1
+    table[at, 0], table[at, 1] = start, window + 1
+
+
+@inlined
+def _same(stored, key, words):  # type: ignore[no-untyped-def]
+    """Whether two records are equal. Records are prefix-free, so this ends before it reads past a shorter one."""
+    place, end = U(0), words << U(3)
+    while place < end:
+        if load(stored + place) != load(key + place):
+            return False
+        place += U(8)
+    return True
 
 
 @kernel
@@ -80,29 +93,31 @@ def locate(  # type: ignore[no-untyped-def]
     Returns (row, why, detail): it stopped before `row` because it needs room that only the caller can make.
     """
     row = first
+    scratch_at = U(scratch.ctypes.data)
+    directory_at = U(directory.ctypes.data)
     while row < rows:
-        last = encode(columns, head_words, row, min(rows, row + BLOCK), starts, cursors, scratch)
+        last = encode(
+            columns, head_words, row, min(rows, row + BLOCK), starts, cursors, scratch, given, seed, hashes[row:rows]
+        )
         count = last - row
         if count == 0:
             return row, SCRATCH, 0
-        if not given:
-            hash_records(starts, scratch, count, seed, hashes[row:last])
+        block_hashes, block_windows, block_slots = hashes[row:last], windows[row:last], slots[row:last]
         for index in range(count):
-            value = index_hash(hashes[row + index], windows[row + index])
+            value = index_hash(block_hashes[index], block_windows[index])
             mixed[index] = value
-            table = (value >> U(42)) & U(63)
-            home = directory[table, 0] + ((value & directory[table, 1]) << U(3))
+            entry_of = directory_at + (((value >> U(42)) & U(63)) << U(4))
+            home = load(entry_of) + ((value & load(entry_of + U(8))) << U(3))
             homes[index] = home
             prefetch(home)
         for index in range(count):
-            entry = load(homes[index])
-            if entry != U(0):
-                prefetch(entry & _ADDRESS)
-                prefetch((entry & _ADDRESS) + U(40))
+            record = load(homes[index]) & _ADDRESS
+            prefetch(record)
+            prefetch(record + U(40))
         for index in range(count):
-            value, window = mixed[index], U(windows[row + index])
+            value, window = mixed[index], U(block_windows[index])
             at, tag = homes[index], value >> U(48)
-            begin, words = starts[index], starts[index + 1] - starts[index]
+            key, words = scratch_at + (U(starts[index]) << U(3)), U(starts[index + 1] - starts[index])
             slot = np.int64(-1)
             while True:
                 entry = load(at)
@@ -111,17 +126,11 @@ def locate(  # type: ignore[no-untyped-def]
                 if entry >> U(48) == tag:
                     record = entry & _ADDRESS
                     header = load(record + U(8))
-                    if header >> U(40) == window:
-                        same = True
-                        for word in range(words):
-                            if load(record + U(16 + 8 * word)) != scratch[begin + word]:
-                                same = False
-                                break
-                        if same:
-                            slot = np.int64(header & _ROW)
-                            break
-                table = (value >> U(42)) & U(63)
-                base, mask = directory[table, 0], directory[table, 1]
+                    if header >> U(40) == window and _same(record + U(16), key, words):
+                        slot = np.int64(header & _ROW)
+                        break
+                entry_of = directory_at + (((value >> U(42)) & U(63)) << U(4))
+                base, mask = load(entry_of), load(entry_of + U(8))
                 at = base + (((((at - base) >> U(3)) + U(1)) & mask) << U(3))
             if insert:
                 if slot < 0:
@@ -131,20 +140,20 @@ def locate(  # type: ignore[no-untyped-def]
                     slot = tails[window, NEXT]
                     if slot >= tails[window, LIMIT]:
                         return row + index, ROWS, np.int64(window)
-                    record = U(tails[window, CURSOR])
-                    if tails[window, CURSOR] + (words + 2) * 8 > tails[window, END]:
-                        return row + index, ARENA, words + 2
+                    record, size = U(tails[window, CURSOR]), (words + U(2)) << U(3)
+                    if record + size > U(tails[window, END]):
+                        return row + index, ARENA, np.int64(size)
                     store(record, value)
                     store(record + U(8), (window << U(40)) | U(slot))
                     for word in range(words):
-                        store(record + U(16 + 8 * word), scratch[begin + word])
+                        store(record + U(16) + (U(word) << U(3)), load(key + (U(word) << U(3))))
                     store(at, (tag << U(48)) | record)
                     counts[table, 0] += 1
                     tails[window, NEXT] = slot + 1
-                    tails[window, CURSOR] += (words + 2) * 8
-                    filled[slot >> shift] += 1
-                versions[slot >> shift] = serial
-            slots[row + index] = slot
+                    tails[window, CURSOR] += np.int64(size)
+                    filled[U(slot) >> U(shift)] += 1
+                versions[U(slot) >> U(shift)] = serial
+            block_slots[index] = slot
         row = last
     return row, DONE, 0
 
