@@ -4,6 +4,8 @@ import datetime
 import os
 import random
 import shutil
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -222,7 +224,76 @@ def test_split_loses_nothing(data: list[tuple[str | None, bool | None, int]], ch
     assert {folder: part["number"].to_pylist() for folder, part in hive.split(table, ["text", "flag"])} == naive
 
 
+def test_many_folders_quickly() -> None:
+    table = pa.table({"customer": [f"c{number % 20_000}" for number in range(60_000)], "number": list(range(60_000))})
+    parts = list(hive.split(table, ["customer"]))
+    assert len(parts) == 20_000
+    assert all(
+        part["number"].to_pylist() == [int(folder[10:]) + each for each in (0, 20_000, 40_000)]
+        for folder, part in parts
+    )
+
+
+KILLED = """
+import os, sys
+from dataclasses import replace
+import pyarrow as pa
+from flowstate.plan.spec import SinkSpec
+from flowstate.sink.files import ParquetSink
+from flowstate.snapshot.manifest import Manifest
+from flowstate.snapshot.partition_chain import PartitionChain
+from flowstate.snapshot.retention import retain_partition
+from flowstate.store import Store
+
+store = Store.open(sys.argv[1])
+sink = ParquetSink(SinkSpec("parquet", "totals", sys.argv[2], options={"partition_by": "kind"}))
+chain = PartitionChain(store, 1, 0)
+manifest, number = chain.claim(), 0
+print("claimed", flush=True)
+while True:
+    for each in manifest.staged:
+        sink.publish(store, each)
+    done = manifest.handed.get("0", 0)
+    if done == 100 and not manifest.staged:
+        break
+    number, staged = number + 1, ()
+    if done < 100:
+        rows = pa.table({"kind": ["a", "b"], "number": [done, done]})
+        staged = tuple(sink.prepare(store, "g0001/p0000", 0, manifest.epoch, number, rows))
+    manifest = chain.commit(manifest.version, replace(manifest, staged=staged, handed={"0": min(done + 1, 100)}))
+    assert manifest is not None
+    if number % 20 == 0:
+        retain_partition(store, 1, 0, 2)
+"""
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    """A real process, killed for good at random moments: every row is published once."""
+    chance, deaths = random.Random(5), 0
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "snapshots"), str(tmp_path / "out")]
+    while True:
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"claimed\n"
+            try:
+                process.wait(chance.uniform(0.01, 0.15) if deaths < 3 else 120)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                deaths += 1
+                continue
+        assert process.returncode == 0
+        break
+    found = everything(Store.open(tmp_path / "out"))
+    assert sorted((row["number"], row["kind"]) for row in found) == [(n, kind) for n in range(100) for kind in "ab"]
+    assert deaths > 1
+    manifest = PartitionChain(Store.open(tmp_path / "snapshots"), 1, 0).load()
+    assert manifest is not None and manifest.epoch == deaths + 1
+
+
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InvalidFlow, match="cannot change later"):
+        ParquetSink(SinkSpec("parquet", "totals", str(tmp_path), mode="changes"))
     with pytest.raises(InvalidFlow, match="did you mean 'partition_by'"):
         sink(tmp_path, partition="kind")
     with pytest.raises(InvalidFlow, match="did you mean 'kind'"):

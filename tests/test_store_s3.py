@@ -11,7 +11,7 @@ from s3_server import SECRET, S3Server, s3_server
 
 from flowstate.errors import FlowstateError, InvalidFlow, Unavailable
 from flowstate.snapshot.chain import Chain
-from flowstate.store import Store
+from flowstate.store import Store, s3
 
 pytestmark = pytest.mark.s3
 
@@ -67,12 +67,29 @@ def test_server_goes_away_and_comes_back() -> None:
             action()
 
 
+def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts connections and says nothing: every operation ends within its time limit."""
+    monkeypatch.setattr(s3, "_LIMIT", 0.5)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        store = Store.open("s3://bucket/x", key="k", secret="s", endpoint_url=endpoint)
+        for action in (
+            lambda: store.create("a", b""),
+            lambda: store.read("a", 0, 1),
+            lambda: store.list("a"),
+            lambda: store.exists("a"),
+            lambda: store.delete("a"),
+        ):
+            with pytest.raises(Unavailable, match="S3 does not answer"):
+                action()
+
+
 def test_an_object_store_that_ignores_conditions_is_refused(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As old servers do: the put succeeds although the object is there."""
     store = Store.open(server.bucket("old"), **server.storage_options)
     filesystem = store._filesystem()  # type: ignore[attr-defined]
     put = filesystem.pipe_file
-    monkeypatch.setattr(filesystem, "pipe_file", lambda name, data, mode: put(name, data))
+    monkeypatch.setattr(filesystem, "pipe_file", lambda name, data, **_: put(name, data))
     with pytest.raises(InvalidFlow, match="lets two writers create the same object"):
         store.probe()
 

@@ -33,6 +33,9 @@ class ParquetSink(Sink):
 
     def __init__(self, spec: SinkSpec, *, sink: int = 0) -> None:
         options: Mapping[str, Any] = spec.options
+        if spec.mode != "final":
+            message = "rows in Parquet files cannot change later; write .final() rows"
+            raise InvalidFlow(message, table=spec.table, mode=spec.mode)
         for name in options:
             if name not in _OPTIONS:
                 raise InvalidFlow(

@@ -37,12 +37,16 @@ def split(rows: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Tabl
         return
     named = [_folders(name, rows[name]) for name in columns]
     joined = named[0] if len(named) == 1 else pc.binary_join_element_wise(*named, "/")
-    encoded = joined.dictionary_encode().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.chunk(0) if encoded.num_chunks else pa.array([], pa.string()).dictionary_encode()
-    folders = encoded.dictionary.to_pylist()
-    for folder, code in sorted(zip(folders, range(len(folders)), strict=True)):
-        yield folder, rest.filter(pc.equal(encoded.indices, code))
+    order = pc.sort_indices(joined)  # stable
+    joined, rest = joined.take(order), rest.take(order)
+    runs = pc.run_end_encode(joined.combine_chunks())
+    chunks = runs.chunks if isinstance(runs, pa.ChunkedArray) else [runs]
+    begin = 0
+    for chunk in chunks:
+        base = begin
+        for folder, end in zip(chunk.values.to_pylist(), chunk.run_ends.to_pylist(), strict=True):
+            yield folder, rest.slice(begin, base + end - begin)
+            begin = base + end
 
 
 def _folders(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:

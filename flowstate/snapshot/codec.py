@@ -28,7 +28,7 @@ def encode(entry: Mapping[str, Any], writer: str = "") -> bytes:
     """Plain JSON data -> the object's bytes."""
     body = {"entry": dict(entry), "writer": writer}
     whole = {"checksum": checksum(canonical(body)), **body}
-    return json.dumps(whole, sort_keys=True, allow_nan=False, indent=1).encode() + b"\n"
+    return json.dumps(whole, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def decode(data: bytes, path: str) -> tuple[dict[str, Any], str]:

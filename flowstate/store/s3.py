@@ -18,6 +18,9 @@ _SECRET_NAME = re.compile("key|secret|token|password|credential", re.IGNORECASE)
 _PASSING = (408, 409, 425, 429)
 _PASSING_CODES = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch")
 
+# Seconds for a whole operation, beside the time limits of its requests: a put that waits for "100 Continue" has none.
+_LIMIT = 30.0
+_SLOWEST = 1 << 20  # bytes per second that count as alive
 _LOCK = threading.Lock()
 _OPENED: dict[tuple[int, str], Any] = {}
 
@@ -64,7 +67,7 @@ class S3Store(Store):
         with self._translated(name):
             for attempt in range(5):
                 try:
-                    filesystem.pipe_file(name, whole, mode="create")
+                    filesystem.pipe_file(name, whole, mode="create", timeout=_bound(len(whole)))
                     return True
                 except FileExistsError:
                     return False
@@ -84,7 +87,8 @@ class S3Store(Store):
             return b""
         with self._translated(name):
             try:
-                return bytes(filesystem.cat_file(name, start=start, end=end))
+                size = None if end is None else end - (start or 0)
+                return bytes(filesystem.cat_file(name, start=start, end=end, timeout=_bound(size)))
             except OSError as error:
                 if _s3_answer(error)[0] in ("InvalidRange", "416"):
                     return b""
@@ -95,7 +99,7 @@ class S3Store(Store):
         filesystem = self._filesystem()
         try:
             with self._translated(name):
-                found = filesystem.ls(name, detail=False, refresh=True)
+                found = filesystem.ls(name, detail=False, refresh=True, timeout=_bound(0))
         except FileNotFoundError:
             return []
         return sorted(
@@ -106,14 +110,14 @@ class S3Store(Store):
         name = f"{self.root}/{checked(path)}"
         filesystem = self._filesystem()
         with contextlib.suppress(FileNotFoundError), self._translated(name):
-            filesystem.rm_file(name)
+            filesystem.rm_file(name, timeout=_bound(0))
 
     def exists(self, path: str) -> bool:
         bucket, _, key = f"{self.root}/{checked(path)}".partition("/")
         filesystem = self._filesystem()
         try:
             with self._translated(f"{bucket}/{key}"):
-                filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+                filesystem.call_s3("head_object", Bucket=bucket, Key=key, timeout=_bound(0))
         except FileNotFoundError:
             return False
         return True
@@ -145,6 +149,11 @@ class S3Store(Store):
             message = "S3 cannot be used like this; check credentials (key=, secret=, or AWS's own variables) and storage options"
             raise InvalidFlow(message, **facts) from cause
         raise Unavailable("S3 does not answer; check endpoint_url and the network", retry_after=2.0, **facts) from cause
+
+
+def _bound(size: int | None) -> float:
+    """Time limit of an operation on `size` bytes; None when the size is not known."""
+    return _LIMIT * 20 if size is None else _LIMIT + size / _SLOWEST
 
 
 def _open_s3(root: str, options: dict[str, Any]) -> S3Store:
