@@ -226,6 +226,13 @@ def test_nobody_there() -> None:
         FlightReader([])
 
 
+def test_another_hash_is_refused_before_it_finds_nothing(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, _, _ = here
+    monkeypatch.setattr("flowstate_flight.routing.hash_probe", lambda: "of another version")
+    with pytest.raises(InvalidFlow, match="install the same version"):
+        connect(service.location)
+
+
 def test_a_closed_reader_says_so(workers: list[Worker]) -> None:
     reader = connect(workers[0].location)
     reader.lookup("subtotals", (None, "a"))

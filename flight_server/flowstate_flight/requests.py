@@ -15,7 +15,7 @@ from flowstate.errors import InvalidFlow, Moved, Unavailable, did_you_mean
 from flowstate.view.directory import Directory, LivePartition, ViewInfo
 from flowstate_flight.answering import shape
 from flowstate_flight.expression import columns_to_read, decode_filter
-from flowstate_flight.keys import key_text
+from flowstate_flight.keys import hash_probe, key_text
 from flowstate_flight.ticket import MAX_KEYS, Ticket, name_of, read_json, read_keys
 
 
@@ -153,8 +153,11 @@ class Requests:
         if kind == "directory":
             asked = read_json(body or b"{}", "body of the action")
             job = asked.get("job")
-            if set(asked) - {"job"} or not isinstance(job, str | None):
+            if set(asked) - {"job", "hash"} or not isinstance(job, str | None):
                 raise InvalidFlow('the body of the action directory is {} or {"job": name}')
+            if "hash" in asked and asked["hash"] != hash_probe():
+                message = "this client hashes keys in another way than the workers; install the same version of flowstate"
+                raise InvalidFlow(message)
             return self.directory(job).to_json().encode()
         if kind == "lookup":
             ticket = Ticket.from_bytes(body)

@@ -12,6 +12,7 @@ from pyarrow import flight
 from flowstate.errors import FlowstateError, InvalidFlow, Unavailable, did_you_mean
 from flowstate.view.directory import Directory, ViewInfo
 from flowstate_flight.fault import from_flight
+from flowstate_flight.keys import hash_probe
 from flowstate_flight.pool import Pool
 
 #: An address, several of them, or a function that gives the directory itself.
@@ -75,7 +76,7 @@ class Routing:
 
     def _fetch(self, address: str) -> Directory:
         job = self._job or (self._directory.job if self._directory else None)
-        body = json.dumps({"job": job} if job else {}).encode()
+        body = json.dumps({"hash": hash_probe(), **({"job": job} if job else {})}).encode()
         options = flight.FlightCallOptions(timeout=self._timeout)
         try:
             results = list(self._pool.client(address).do_action(flight.Action("directory", body), options))
