@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from confluent_kafka import Producer
 from kafka_broker import KafkaBroker, free_port
 
 from flowstate.errors import CorruptData, InvalidFlow, Unavailable
@@ -133,6 +134,27 @@ def test_end_offset_and_stops_are_exact_with_gaps(kafka: KafkaBroker) -> None:
         assert numbers(given) == list(range(min(stop, 5)))
         assert reader.poll({split.name: stop}, max_rows=10, timeout=0.05) == []
     assert reader.end_offset(split.name) == 8
+    reader.close()
+
+
+def test_an_open_transaction_is_no_end_that_a_drain_would_wait_for(kafka: KafkaBroker) -> None:
+    kafka.create_topic("open")
+    kafka.produce("open", events(1, 2))
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": "open", "log_level": 0})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce("open", event(3))
+    assert producer.flush(30) == 0
+    source = make_source(scan(kafka, "open"))
+    (split,) = source.splits()
+    reader = source.open()
+    reader.assign(split, 0)
+    assert reader.end_offset(split.name) == 2
+    assert numbers(read(reader, {split.name: None}, {split.name: 2})) == [1, 2]
+    assert [each.start for each in make_source(scan(kafka, "open", start="latest")).splits()] == [2]
+    producer.commit_transaction(30)
+    assert numbers(read(reader, {split.name: None}, {split.name: 4})) == [3]
+    assert reader.end_offset(split.name) == 4
     reader.close()
 
 

@@ -2,7 +2,8 @@
 
 A *source* is a log, or several: it knows its splits, and opens *readers*. A split is named by a string that means the same log
 for ever: ``<scan name>/<topic>/<kafka partition>``, or ``<scan name>/<digest of the first bytes of the file>``. Offsets are int64,
-grow along the split, and may have gaps; the same offset always stands for the same row (a byte in a text file, a row number in a Parquet file).
+grow along the split, and may have gaps; the same offset always stands for the same row (a byte in a text file, a row number in a
+Parquet file).
 
 Everything that a source gives is a pure function of (split, offsets): reading a stretch again, in other pieces, gives the same rows
 and the same dead letters, in the same order. That is what makes a restart exact, so it is what the conformance suite checks.

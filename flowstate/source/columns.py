@@ -69,4 +69,12 @@ def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def row_bytes(batch: pa.RecordBatch, row: int) -> bytes:
     """A row as people read it, since a row of a columnar file has no bytes of its own."""
-    return json.dumps(batch.slice(row, 1).to_pylist()[0], default=str, ensure_ascii=False).encode()
+    values = {name: _plain(column[row]) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    return json.dumps(values, default=str, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _plain(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except (OverflowError, ValueError):  # A time that Python has no object for.
+        return str(getattr(value, "value", value.type))

@@ -25,9 +25,9 @@ from flowstate.source.records import Records, Refused, complete
 from flowstate.source.values import Unreadable, readable
 
 #: A block with a surprise is read in chunks; few records, or those beside many surprises, go straight to the slow reader.
-CHUNK_ROWS = 1024
-SLOW_ROWS = 4
-MAX_SURPRISES = 32
+CHUNK_ROWS = 2048
+SLOW_ROWS = 16
+MAX_SURPRISES = 8
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -104,7 +104,31 @@ class Decoder:
             self._read_chunk(records, rows[start : start + CHUNK_ROWS], parts)
 
     def _read_chunk(self, records: Records, rows: Numbers, parts: _Parts) -> None:
-        """Find the surprises in a chunk. Where there are many, the slow reader is the faster one."""
+        """Find the surprises in a chunk. Arrow stops at the first record that does not parse: go on behind it, and read those that
+        were passed on the way once more, together."""
+        assert self._fast is not None
+        passed: list[Numbers] = []
+        rest = rows
+        while len(rest) > SLOW_ROWS:
+            batch, culprit = self._fast.read(records, rest)
+            if batch is not None:
+                parts.batches.append(batch)
+                parts.rows.append(rest)
+            elif culprit is None:
+                passed.append(rest)
+            else:
+                # Only a guess at who it is: the slow reader decides.
+                self._read_slowly(records, rest[culprit : culprit + 1], parts)
+                passed.append(rest[:culprit])
+                rest = rest[culprit + 1 :]
+                continue
+            rest = rest[:0]
+        self._read_slowly(records, rest, parts)
+        if passed:
+            self._read_halves(records, np.concatenate(passed), parts)
+
+    def _read_halves(self, records: Records, rows: Numbers, parts: _Parts) -> None:
+        """Narrow down a surprise that has no place. Where there are many, the slow reader is the faster one."""
         assert self._fast is not None
         waiting = [rows]
         surprises = 0
@@ -113,19 +137,14 @@ class Decoder:
             if len(block) <= SLOW_ROWS or surprises > MAX_SURPRISES:
                 self._read_slowly(records, block, parts)
                 continue
-            batch, culprit = self._fast.read(records, block)
+            batch, _ = self._fast.read(records, block)
             if batch is not None:
                 parts.batches.append(batch)
                 parts.rows.append(block)
                 continue
             surprises += 1
-            if culprit is None:
-                half = len(block) // 2
-                waiting += [block[half:], block[:half]]
-            else:
-                # Only a guess at who it is: the slow reader decides, and the others are read again.
-                self._read_slowly(records, block[culprit : culprit + 1], parts)
-                waiting += [each for each in (block[culprit + 1 :], block[:culprit]) if len(each)]
+            half = len(block) // 2
+            waiting += [block[half:], block[:half]]
 
     def _read_slowly(self, records: Records, rows: Numbers, parts: _Parts) -> None:
         read: list[dict[str, Any]] = []

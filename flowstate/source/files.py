@@ -85,6 +85,7 @@ class FilesSource(Source):
         self._by_path = identity == "path"
         self._seen = False
         self._sizes: dict[tuple[str, str], int] = {}
+        self._catalogue: Catalogue | None = None
 
     def catalogue(self) -> Catalogue:
         return Catalogue(
@@ -103,7 +104,9 @@ class FilesSource(Source):
         return self.storage.reach(self._splits)
 
     def _splits(self) -> list[SplitInfo]:
-        found = self.catalogue().find()
+        if self._catalogue is None:
+            self._catalogue = self.catalogue()
+        found = self._catalogue.find()
         if not found and not self._seen and not self.storage.paths():
             missing = self.storage.missing(self._follow)
             if missing is not None:

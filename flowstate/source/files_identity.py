@@ -47,7 +47,9 @@ class Catalogue:
         """Split name -> its file, in the order of the paths. A file that goes away meanwhile is left out."""
         found: dict[str, Found] = {}
         stats: dict[str, Stat] = {}
-        for path in self._storage.paths():
+        paths = self._storage.paths()
+        self._known = {path: known for path in paths if (known := self._known.get(path)) is not None}
+        for path in paths:
             stat = self._storage.stat(path)
             if stat is None:
                 continue

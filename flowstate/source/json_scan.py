@@ -15,12 +15,7 @@ import numpy as np
 MAX_DEPTH = 64
 
 
-@numba.njit(
-    "void(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1], boolean[::1], boolean[::1])",
-    nogil=True,
-    cache=True,
-)
-def scan(data: Any, starts: Any, ends: Any, one_object: Any, ascii_only: Any) -> None:
+def _scan(data: Any, starts: Any, ends: Any, one_object: Any, ascii_only: Any) -> None:
     """For each record: whether it is one object by its brackets and quotes, free of what JSON forbids but Arrow lets pass
     (``NaN``, ``Infinity``) and of control characters; and whether it is ASCII."""
     for row in range(len(starts)):
@@ -59,6 +54,18 @@ def scan(data: Any, starts: Any, ends: Any, one_object: Any, ascii_only: Any) ->
                 good = False
         one_object[row] = good and depth == 0 and not quoted and at == end
         ascii_only[row] = plain
+
+
+def _compiled() -> Any:
+    """`_scan` for its one signature, at import: the first record does not wait for the compiler."""
+    signature = "void(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1], boolean[::1], boolean[::1])"
+    try:
+        return numba.njit(signature, nogil=True, cache=True)(_scan)
+    except RuntimeError:  # No folder that a cache can be written to.
+        return numba.njit(signature, nogil=True)(_scan)
+
+
+scan = _compiled()
 
 
 def certain_records(
