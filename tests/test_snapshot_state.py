@@ -63,7 +63,7 @@ def save(
     )
 
 
-@given(data=st.data(), stream_bytes=st.sampled_from([1, 64 << 20]))
+@given(data=st.data(), stream_bytes=st.sampled_from([1, 16 << 20]))
 @settings(max_examples=60, deadline=None)
 def test_every_save_loads_as_it_was(data: st.DataObject, stream_bytes: int) -> None:
     """Chunks change, come and go; every save, also after all the later ones, loads as the state was, and nothing that has not changed is

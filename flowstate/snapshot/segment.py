@@ -25,7 +25,7 @@ from flowstate.snapshot.layout import segment as segment_name
 from flowstate.snapshot.manifest import ChunkRef, SavedState
 from flowstate.store import Store
 
-STREAM_BYTES = 64 << 20
+STREAM_BYTES = 16 << 20
 _READERS = 4
 
 
