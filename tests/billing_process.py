@@ -18,10 +18,18 @@ def flow(source: str, place: str, folder: str) -> list[Any]:
     if source == "kafka":
         bootstrap, topic = place.split("/")
         events = fs.scan_kafka(
-            topic, bootstrap=bootstrap, format="json", schema=billing.SCHEMA, event_time="at", lateness="12h", max_ahead=None
+            topic,
+            bootstrap=bootstrap,
+            format="json",
+            schema=billing.SCHEMA,
+            event_time="at",
+            lateness="12h",
+            max_ahead=None,
         )
     else:
-        events = fs.scan_files(place, format="json", schema=billing.SCHEMA, event_time="at", lateness="12h", follow=True)
+        events = fs.scan_files(
+            place, format="json", schema=billing.SCHEMA, event_time="at", lateness="12h", follow=True
+        )
     outputs: list[Any] = []
     for view, key in {"monthly_subtotals": "customer", "type_subtotals": "kind"}.items():
         totals = (
@@ -36,7 +44,9 @@ def flow(source: str, place: str, folder: str) -> list[Any]:
 def main() -> None:
     source, place, folder, partitions = sys.argv[1:]
     outputs = flow(source, place, folder)
-    job = fs.start(*outputs, snapshots=f"{folder}/snapshots", every="500ms", partitions=int(partitions), idle_after="60s")
+    job = fs.start(
+        *outputs, snapshots=f"{folder}/snapshots", every="500ms", partitions=int(partitions), idle_after="60s"
+    )
     print("up", job.address, flush=True)
     for line in sys.stdin:
         match line.strip():

@@ -22,7 +22,9 @@ from flowstate.testing import billing
 class Producing(threading.Thread):
     """Sends events in small pieces, as far as it may; `sent` counts them."""
 
-    def __init__(self, events: list[billing.BillableEvent], send: Callable[[list[billing.BillableEvent]], None]) -> None:
+    def __init__(
+        self, events: list[billing.BillableEvent], send: Callable[[list[billing.BillableEvent]], None]
+    ) -> None:
         super().__init__(daemon=True)
         self.events, self.send, self.sent, self.allowed = events, send, 0, 0
         self.changed = threading.Condition()

@@ -68,7 +68,9 @@ class Reads(Mapping[str, "ViewMapping"]):
 class Snapshot(Reads):
     """Everything at one position: repeatable reads. `position` maps each split to ``(offset, floors)``."""
 
-    def __init__(self, reader: FlightReader, cut: int | None, position: Mapping[str, tuple[int, int]], stack: ExitStack) -> None:
+    def __init__(
+        self, reader: FlightReader, cut: int | None, position: Mapping[str, tuple[int, int]], stack: ExitStack
+    ) -> None:
         super().__init__(reader, cut)
         self.position = position
         self._stack = stack
@@ -83,7 +85,9 @@ class Snapshot(Reads):
 class Job(Reads):
     """A job that runs on a Dask cluster. It lives as long as the cluster does, also without this object."""
 
-    def __init__(self, name: str, client: Client, reader: FlightReader, owned: ExitStack, clock: Clock | None = None) -> None:
+    def __init__(
+        self, name: str, client: Client, reader: FlightReader, owned: ExitStack, clock: Clock | None = None
+    ) -> None:
         super().__init__(reader)
         self.name, self.client = name, client
         self._owned = owned  # what `start` made for this job alone: its cluster and client
@@ -124,7 +128,9 @@ class Job(Reads):
                 return
             if status["state"] == "fenced":
                 raise Unavailable("a newer run of this job has taken over", job=self.name)
-            failed = {number: each["reason"] for number, each in status["partitions"].items() if each["state"] == "failed"}
+            failed = {
+                number: each["reason"] for number, each in status["partitions"].items() if each["state"] == "failed"
+            }
             if failed:
                 raise Unavailable("partitions have failed for good", job=self.name, failed=failed)
             if deadline is not None and self._clock.monotonic() > deadline:
@@ -148,6 +154,7 @@ class Job(Reads):
             self._close()
 
     def _close(self) -> None:
+        self._session = None
         self._reader.close()
         self._owned.close()
 
@@ -156,7 +163,11 @@ class Job(Reads):
         self.stop()
 
     def __repr__(self) -> str:
-        return f"<job {self.name!r} with views {list(self)}>" if not self._last else f"<job {self.name!r}, {self._last['state']}>"
+        return (
+            f"<job {self.name!r} with views {list(self)}>"
+            if not self._last
+            else f"<job {self.name!r}, {self._last['state']}>"
+        )
 
 
 def _progress(status: Mapping[str, Any]) -> dict[str, Any]:

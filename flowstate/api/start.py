@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from flowstate.api.job import Job, directory_source
@@ -17,7 +19,7 @@ from flowstate.plan.spec import JobPlan
 from flowstate.plan.window import duration
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Scheduler
 
 #: What Dask's own machinery should not do to a process that holds state (it would move, sample, pause or kill it).
 DASK_SETTINGS = {
@@ -57,12 +59,19 @@ def start(
     if "://" not in url:
         url = os.path.abspath(url)
     elif url.startswith("memory://") and client is None:
-        raise InvalidFlow("memory:// snapshots live within one process; pass the client of a LocalCluster(processes=False), or use a folder")
+        raise InvalidFlow(
+            "memory:// snapshots live within one process; pass the client of a LocalCluster(processes=False), or use a folder"
+        )
     _check(plan, url, storage_options or {})
     with ExitStack() as stack:
+        Thread(
+            target=_warm_up, daemon=True
+        ).start()  # while the cluster comes up: the first lookup here needs the key kernels
         if client is None:
             client = stack.enter_context(_own_cluster(stack))
-        job = _start(client, plan, url, name, every, partitions, keep, idle_after, key_groups, storage_options, timeout, stack)
+        job = _start(
+            client, plan, url, name, every, partitions, keep, idle_after, key_groups, storage_options, timeout, stack
+        )
         job._owned = stack.pop_all()
         return job
 
@@ -104,9 +113,14 @@ def _start(
         idle_after=duration(idle_after) / 1e6,
     )
     if not 1 <= spec.partitions <= spec.key_groups:
-        raise InvalidFlow("the number of partitions is between 1 and the number of key groups", partitions=spec.partitions, key_groups=key_groups)
+        raise InvalidFlow(
+            "the number of partitions is between 1 and the number of key groups",
+            partitions=spec.partitions,
+            key_groups=key_groups,
+        )
     client.register_plugin(Supervisor())
-    client.register_plugin(Host())
+    if not client.run_on_scheduler(_has_hosts):  # registering again would replace the hosts, and end what they host
+        client.register_plugin(Host())
     answer = client.sync(client.scheduler.flowstate_start, spec=cloudpickle.dumps(spec))
     unwrap(answer)
     reader = stack.enter_context(FlightReader(directory_source(client, spec.name), spec.name))
@@ -117,6 +131,20 @@ def _start(
         request(client, "stop", spec.name, snapshot=False)
         raise
     return job
+
+
+def _warm_up() -> None:
+    import pyarrow as pa
+
+    from flowstate.plan.keys import key_groups, owner_of_groups, route_hashes
+
+    owner_of_groups(key_groups(route_hashes([pa.array([""])], 0), 1), 1, 1)
+
+
+def _has_hosts(dask_scheduler: Scheduler) -> bool:
+    from flowstate.runtime.host import NAME
+
+    return NAME in dask_scheduler.worker_plugins
 
 
 def _wait_until_up(job: Job, timeout: float) -> None:
@@ -132,7 +160,9 @@ def _wait_until_up(job: Job, timeout: float) -> None:
         if any(each["state"] == "failed" for each in status["partitions"].values()):
             raise Unavailable("the job did not come up", job=job.name, reasons=reasons)
         if clock.monotonic() > deadline:
-            raise Unavailable("the job did not come up in time", job=job.name, reasons=reasons, problems=status["problems"])
+            raise Unavailable(
+                "the job did not come up in time", job=job.name, reasons=reasons, problems=status["problems"]
+            )
         pause.wait(0.02)
 
 
@@ -140,7 +170,8 @@ def _node(output: Flow) -> Any:
     if isinstance(output, View | Output):
         return output.node
     raise InvalidFlow(
-        "start takes views and sinks; end a flow with .view(name), or with .final().sink_parquet(url)", given=type(output).__name__
+        "start takes views and sinks; end a flow with .view(name), or with .final().sink_parquet(url)",
+        given=type(output).__name__,
     )
 
 
@@ -171,6 +202,12 @@ def _own_cluster(stack: ExitStack) -> Client:
 
     stack.enter_context(dask.config.set(DASK_SETTINGS))
     cluster = stack.enter_context(
-        LocalCluster(n_workers=min(2, os.cpu_count() or 1), threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
+        LocalCluster(
+            n_workers=min(2, os.cpu_count() or 1),
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,
+        )
     )
     return Client(cluster)

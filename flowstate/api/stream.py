@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -145,12 +146,12 @@ class FinalRows(Flow):
     def __init__(self, node: Final) -> None:
         self.node: Final = node
 
-    def sink_parquet(self, url: str, *, partition_by: str | Iterable[str] = (), **options: Any) -> Output:
+    def sink_parquet(
+        self, url: str | os.PathLike[str], *, partition_by: str | Iterable[str] = (), **options: Any
+    ) -> Output:
         """Parquet files under `url` (any fsspec URL), in folders ``column=value`` of `partition_by`."""
         columns = (partition_by,) if isinstance(partition_by, str) else tuple(partition_by)
-        if not isinstance(url, str) or not url:
-            raise InvalidFlow("sink_parquet takes a folder or URL", url=url)
-        return Output(Sink(self.node, "parquet", url, {"partition_by": columns, **options}))
+        return Output(Sink(self.node, "parquet", _place("sink_parquet", url), {"partition_by": columns, **options}))
 
 
 class ChangedRows(Flow):
@@ -199,7 +200,7 @@ def scan_kafka(
 
 
 def scan_files(
-    url: str,
+    url: str | os.PathLike[str],
     *,
     schema: pa.Schema | None = None,
     format: FileFormat | None = None,
@@ -221,11 +222,12 @@ def scan_files(
     first bytes, so that a renamed one is not read twice, or by its path (`identity`). `name` is what the job calls the source: it is
     part of what a file is known by.
     """
-    if not isinstance(url, str) or not url:
-        raise InvalidFlow("scan_files takes a path or URL", url=repr(url))
+    url = _place("scan_files", url)
     chosen = _one_of("format", format, ("json", "csv", "parquet", "arrow")) if format else _format_of(url)
     if schema is None:
-        raise InvalidFlow("scan_files needs schema=pa.schema({'name': pa.string(), ...}), also for this format", format=chosen)
+        raise InvalidFlow(
+            "scan_files needs schema=pa.schema({'name': pa.string(), ...}), also for this format", format=chosen
+        )
     if max_line_bytes < 1:
         raise InvalidFlow("max_line_bytes is at least 1", max_line_bytes=max_line_bytes)
     options = {
@@ -276,6 +278,13 @@ def _scan(
     return Stream(Scan(ScanSpec(name, kind, schema, event_time, duration(lateness), ahead, options)))
 
 
+def _place(method: str, url: str | os.PathLike[str]) -> str:
+    place = os.fspath(url) if isinstance(url, str | os.PathLike) else ""
+    if not isinstance(place, str) or not place:
+        raise InvalidFlow(f"{method} takes a path or URL", url=repr(url))
+    return place
+
+
 def _one_of(what: str, value: Any, known: tuple[str, ...]) -> Any:
     if value not in known:
         raise InvalidFlow(f"{what} is one of {', '.join(map(repr, known))}", got=value)
@@ -297,7 +306,9 @@ def _start(start: Start) -> Start:
 def _format_of(url: str) -> FileFormat:
     suffix = _COMPRESSED.sub("", url.rstrip("/")).rpartition("/")[2].rpartition(".")[2].lower()
     if suffix not in _FORMATS:
-        raise InvalidFlow("the name does not tell the format of the files; say format='json' (or csv, parquet, arrow)", url=url)
+        raise InvalidFlow(
+            "the name does not tell the format of the files; say format='json' (or csv, parquet, arrow)", url=url
+        )
     return _FORMATS[suffix]
 
 

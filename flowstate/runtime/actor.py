@@ -10,15 +10,15 @@ from typing import Any
 from distributed import get_worker
 
 from flowstate.runtime.host import host_of
-from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.status import describe
 
 
 class PartitionActor:
-    """`PartitionActor(spec, partition, epoch)` begins the incarnation on the worker where it is created."""
+    """`PartitionActor(job, run, partition, epoch)` begins the incarnation on the worker where it is created, which was given the job's
+    spec before (`Host.prepare`)."""
 
-    def __init__(self, spec: JobSpec, partition: int, epoch: int) -> None:
-        self._pump = host_of(get_worker()).open(spec, partition, epoch)
+    def __init__(self, job: str, run: int, partition: int, epoch: int) -> None:
+        self._pump = host_of(get_worker()).open(job, run, partition, epoch)
 
     async def status(self) -> dict[str, Any]:
         return describe(self._pump)

@@ -63,7 +63,9 @@ def begin(spec: JobSpec, clock: Clock) -> tuple[JobSpec, dict[str, SplitEntry], 
             if split not in known:
                 records.raise_epoch(split, start=entry.start, end=entry.end, label=entry.label, hint=entry.hint)
         return spec, found | known, {}
-    current = {split: replace(entry, hint=found[split].hint) if split in found else entry for split, entry in known.items()}
+    current = {
+        split: replace(entry, hint=found[split].hint) if split in found else entry for split, entry in known.items()
+    }
     return spec, current, {split: entry for split, entry in found.items() if split not in known}
 
 
@@ -114,7 +116,9 @@ def _cut_to_rescale(store: Store, spec: JobSpec, before: JobRecord) -> int:
             partitions=spec.partitions,
             saved=before.partitions,
         )
-    sinks: Mapping[int, ParquetSink] = {number: ParquetSink(each, sink=number) for number, each in enumerate(spec.plan.sinks)}
+    sinks: Mapping[int, ParquetSink] = {
+        number: ParquetSink(each, sink=number) for number, each in enumerate(spec.plan.sinks)
+    }
     for partition in range(before.partitions):
         manifest = PartitionChain(store, before.generation, partition).load()
         if manifest is None:

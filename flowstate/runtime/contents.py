@@ -21,7 +21,8 @@ from flowstate.plan.position import NEVER, OFFSET, Place
 from flowstate.plan.spec import JobPlan, TableSpec
 from flowstate.snapshot.manifest import SavedState
 from flowstate.state.append import AppendTable, AppendView
-from flowstate.state.table import KeyedTable, TableView
+from flowstate.state.table import KeyedTable
+from flowstate.state.view import TableView
 from flowstate.state.watermark import Watermarks
 
 View = TableView | AppendView
@@ -71,7 +72,7 @@ class Contents:
     def __post_init__(self) -> None:
         for name, spec in self.plan.tables.items():
             self.tables[name] = KeyedTable(spec, seed=self.seed) if isinstance(spec, TableSpec) else AppendTable(spec)
-        self.handed = {number: NEVER for number in range(len(self.plan.sinks))}
+        self.handed = dict.fromkeys(range(len(self.plan.sinks)), NEVER)
         self._keeps = any(
             isinstance(spec, TableSpec) and spec.window is not None and spec.window.keep is not None
             for spec in self.plan.tables.values()
@@ -138,7 +139,9 @@ class Contents:
                 for number in sinks:
                     last = max(spec.window.closes(end) for end in expiring)
                     rows = view.closed(self.handed[number], last)
-                    ends = pc.cast(pc.cast(rows.column(spec.window.end_name), pa.timestamp("us")), pa.int64()).to_numpy()
+                    ends = pc.cast(
+                        pc.cast(rows.column(spec.window.end_name), pa.timestamp("us")), pa.int64()
+                    ).to_numpy()
                     gone = np.isin(ends, np.array(expiring, np.int64))
                     if gone.any():
                         self.outbox.setdefault(number, []).append(rows.filter(pa.array(gone)))

@@ -198,7 +198,9 @@ class Coordinator:
     def splits_found(self, splits: Mapping[str, SplitEntry], now: float) -> list[Instruction]:
         """Splits that are new to a running job: all owners take them in before anybody reads them."""
         new = {split: entry for split, entry in splits.items() if split not in self.table.splits}
-        moved = {split: entry for split, entry in splits.items() if self.table.splits.get(split, entry).hint != entry.hint}
+        moved = {
+            split: entry for split, entry in splits.items() if self.table.splits.get(split, entry).hint != entry.hint
+        }
         if not new and not moved:
             return []
         self.joining |= new.keys()
@@ -259,7 +261,9 @@ class Coordinator:
         if self.cut_opened is not None:
             return None
         self.cut_taken, self.cut_saved, self.cut_opened, self.done = {}, {}, now, None
-        self.table = replace(self.table, version=self.table.version + 1, cut=self.table.cut + 1, closed=self.table.cut, saves=saves)
+        self.table = replace(
+            self.table, version=self.table.version + 1, cut=self.table.cut + 1, closed=self.table.cut, saves=saves
+        )
         return self.table.cut
 
     def _cut_progress(self, report: Mapping[str, Any], partition: int) -> list[Instruction]:
@@ -312,7 +316,10 @@ class Coordinator:
                 out.append(Claim(member.number))
             elif member.state == "starting" and now - member.live_since > self.limits.start:
                 out += self._vacate(member, "it did not come up in time", now)
-        settled = all(member.state not in ("vacant", "claiming", "starting") or member.failures for member in self.members.values())
+        settled = all(
+            member.state not in ("vacant", "claiming", "starting") or member.failures
+            for member in self.members.values()
+        )
         if settled:
             for split in self.table.splits:
                 if split not in self.table.readers and split not in self.raising and split not in self.joining:

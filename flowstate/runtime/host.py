@@ -13,6 +13,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cloudpickle
 from distributed import Worker, WorkerPlugin
 
 from flowstate.clock import SystemClock
@@ -45,6 +46,7 @@ class Host(WorkerPlugin):
         sys.setswitchinterval(0.0005)  # Flight handlers wait for the GIL twice per call; 5 ms would be their latency
         self.worker, self.clock = worker, SystemClock()
         self.lock = threading.Lock()
+        self.specs: dict[tuple[str, int], JobSpec] = {}
         self.pumps: dict[tuple[str, int], Pump] = {}
         self.served: dict[tuple[str, int], ServedPartition] = {}
         self.links: dict[tuple[Pump, str], ClientLink] = {}
@@ -54,6 +56,7 @@ class Host(WorkerPlugin):
         self.service = FlightService(*self.bind)
         self.service.set_exchange_handler(self._exchange)
         self._urgent = asyncio.Event()
+        worker.handlers["flowstate_prepare"] = self.prepare
         worker.handlers["flowstate_hear"] = self.hear
         worker.handlers["flowstate_discard"] = self.discard
         worker.handlers["flowstate_drop_job"] = self.drop_job
@@ -71,8 +74,14 @@ class Host(WorkerPlugin):
 
     # partitions
 
-    def open(self, spec: JobSpec, partition: int, epoch: int) -> Pump:
+    async def prepare(self, job: str, run: int, spec: bytes) -> None:
+        """Take in what a job is, before its first actor here. It may hold data (`from_arrow`), so it comes once and in no task graph."""
+        if (job, run) not in self.specs:
+            self.specs[job, run] = await asyncio.to_thread(cloudpickle.loads, spec)
+
+    def open(self, job: str, run: int, partition: int, epoch: int) -> Pump:
         """Begin an incarnation; an older one of the same partition here is stopped."""
+        spec = self.specs[job, run]
         store = Store.open(spec.snapshots, **spec.storage_options)
         saver = Saver(spec, partition, epoch, store, self.clock)
         pump = Pump(spec, partition, epoch, saver, SplitRecords(store), self, self.pool, self.clock)
@@ -112,6 +121,7 @@ class Host(WorkerPlugin):
             if name == job:
                 await self.discard(job, partition, self.pumps[name, partition].epoch)
         self.service.drop_job(job)
+        self.specs = {key: spec for key, spec in self.specs.items() if key[0] != job}
 
     async def hear(self, job: str, table: dict[str, Any], directory: str) -> None:
         """The supervisor's newest truth, for all partitions of the job here."""
@@ -188,5 +198,3 @@ def host_of(worker: Worker) -> Host:
     plugin = worker.plugins[NAME]
     assert isinstance(plugin, Host)
     return plugin
-
-

@@ -25,7 +25,12 @@ class Intake:
         self._retry: dict[str, float] = {}
 
     def read(
-        self, table: Table, wanted: Mapping[str, tuple[int, int | None]], limit: int, timeout: float, problems: dict[str, str]
+        self,
+        table: Table,
+        wanted: Mapping[str, tuple[int, int | None]],
+        limit: int,
+        timeout: float,
+        problems: dict[str, str],
     ) -> Iterator[Rows]:
         """What is ready of the splits that this partition reads."""
         return self._poll(table, wanted, limit, timeout, problems, gap=False)
@@ -83,7 +88,12 @@ class Intake:
         return True
 
     def _trouble(
-        self, reader: SourceReader | None, splits: Sequence[str] | Mapping[str, object], error: FlowstateError, gap: bool, problems: dict[str, str]
+        self,
+        reader: SourceReader | None,
+        splits: Sequence[str] | Mapping[str, object],
+        error: FlowstateError,
+        gap: bool,
+        problems: dict[str, str],
     ) -> None:
         """Begin anew after a while: what the reader holds of these splits is not trusted any more."""
         wait = error.retry_after if isinstance(error, Unavailable) else RETRY

@@ -234,7 +234,16 @@ class ServerLink:
                         mailbox.post_acknowledged(stream, int(control["count"]))
                 elif "close" in control:
                     self._gone(StreamId(*control["close"]))
-        except (StopIteration, flight.FlightError, pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (
+            StopIteration,
+            flight.FlightError,
+            pa.ArrowException,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):
             pass  # the owner went, or speaks another version: it asks again
         finally:
             self._out.put(None)

@@ -164,7 +164,8 @@ class Partition:
         to = Place(rows.to, reading.at.floors)
         header = Batch(reading.at, to, prepared.newest, reading.floor)
         batches = {
-            owner: Batch(reading.at, to, prepared.newest, reading.floor, tables) for owner, tables in prepared.owners.items()
+            owner: Batch(reading.at, to, prepared.newest, reading.floor, tables)
+            for owner, tables in prepared.owners.items()
         }
         if rows.batch.num_rows or rows.dead.num_rows:
             reading.read_at = now
@@ -280,7 +281,11 @@ class Partition:
             if split not in self.held:
                 place = self.contents.marks.position[split]
                 last = goal.at.offset - 1 if goal.newest == FOREVER else goal.at.offset
-                stops = [floor.offset for floor in goal.floors[place.floors : place.floors + 1] if place.floors < goal.at.floors]
+                stops = [
+                    floor.offset
+                    for floor in goal.floors[place.floors : place.floors + 1]
+                    if place.floors < goal.at.floors
+                ]
                 stop = min([last, *stops])
                 if place.offset < stop:
                     wanted[split] = (place.offset, stop)

@@ -32,7 +32,9 @@ class Preparer:
     def __init__(self, plan: JobPlan, router: Router) -> None:
         self.plan, self.router = plan, router
         self.lateness = [each.lateness for each in plan.sources]
-        self.routes = [[route for route in plan.routes if route.source == number] for number in range(len(plan.sources))]
+        self.routes = [
+            [route for route in plan.routes if route.source == number] for number in range(len(plan.sources))
+        ]
 
     def prepare(self, source: int, rows: Rows, newest: int, floor: int) -> Prepared:
         """`newest` and `floor` hold before the rows. Owners without rows are not in the result."""
@@ -56,7 +58,9 @@ class Preparer:
             owners.setdefault(home, {})[DEAD_LETTERS] = letters.to_batches()[0]
         return Prepared(newest, owners)
 
-    def _with_watermark(self, source: int, batch: pa.RecordBatch, newest: int, floor: int) -> tuple[pa.RecordBatch, int]:
+    def _with_watermark(
+        self, source: int, batch: pa.RecordBatch, newest: int, floor: int
+    ) -> tuple[pa.RecordBatch, int]:
         """The batch with `__watermark`: of the row's own split, just before the row."""
         if TIME not in batch.schema.names:
             constant = np.full(batch.num_rows, max(later(newest, 0), floor), np.int64)

@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-
 from functools import partial
 from typing import Any, Protocol
 
@@ -273,7 +272,9 @@ class Pump:
                 return  # a newer reader epoch: the table that says so is on its way
             except Exception as error:
                 self.problems["store"] = str(error)
-                timer = threading.Timer(min(5.0, 0.2 * 2**attempt), self._post, [partial(self._aside, work, then, attempt + 1)])
+                timer = threading.Timer(
+                    min(5.0, 0.2 * 2**attempt), self._post, [partial(self._aside, work, then, attempt + 1)]
+                )
                 timer.daemon = True
                 timer.start()
                 return
@@ -369,7 +370,12 @@ class Pump:
         self._next_save = self.clock.monotonic() + self.spec.every
         unpublished = tuple(each for each in self.manifest.staged if each not in self._published)
         ended = frozen.marks.ended and self._machine.ended
-        same = self._shares and state is not None and state.marks == frozen.marks.dump() and unpublished == self.manifest.staged
+        same = (
+            self._shares
+            and state is not None
+            and state.marks == frozen.marks.dump()
+            and unpublished == self.manifest.staged
+        )
         if same and not contents.outbox and (self.manifest.ended or not ended):
             frozen.release()  # nothing has changed: the manifest that there is says it all
             self._note_saved(cut)
@@ -448,5 +454,3 @@ class Pump:
             ends.clear()
         if self._stopping and self.state in ("loading", "live", "ended"):
             self.state = "stopped" if self.state != "ended" else "ended"
-
-

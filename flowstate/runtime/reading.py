@@ -161,7 +161,9 @@ class Reading:
         self.floors.append(floor)
 
 
-def next_control(at: Place, newest: int, floor: int, floors: list[Floor] | tuple[Floor, ...], end: int | None) -> Batch | None:
+def next_control(
+    at: Place, newest: int, floor: int, floors: list[Floor] | tuple[Floor, ...], end: int | None
+) -> Batch | None:
     """The floor or the end that comes next in the sequence at `at`, as a batch without rows; None if a row comes next."""
     if newest == FOREVER:
         return None

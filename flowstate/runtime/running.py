@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import cloudpickle
 from distributed import Client, Scheduler, Status
 
 from flowstate.clock import Clock
@@ -56,6 +57,7 @@ class RunningJob:
         self.new = dict(new)
         self.state, self.problems = "running", dict[str, str]()
         self.actors: dict[tuple[int, int], Any] = {}
+        self._pickled = cloudpickle.dumps(spec)
         self.cut_waiters: list[asyncio.Future[CutDone | CutFailed]] = []
         self.saved_cut: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -98,7 +100,9 @@ class RunningJob:
                 return result
             reason = result.reason if result else "it was not aligned in time"
             await asyncio.sleep(0.02)
-        raise Unavailable("no consistent cut could be made; try again", job=self.spec.name, reason=reason, retry_after=1.0)
+        raise Unavailable(
+            "no consistent cut could be made; try again", job=self.spec.name, reason=reason, retry_after=1.0
+        )
 
     async def _follow_cut(self, saves: bool, timeout: float) -> CutDone | CutFailed | None:
         self._tell()
@@ -151,7 +155,15 @@ class RunningJob:
                 case Create():
                     self._spawn(self._create(each))
                 case Discard():
-                    self._spawn(self._ask(each.worker, "flowstate_discard", job=self.spec.name, partition=each.partition, epoch=each.epoch))
+                    self._spawn(
+                        self._ask(
+                            each.worker,
+                            "flowstate_discard",
+                            job=self.spec.name,
+                            partition=each.partition,
+                            epoch=each.epoch,
+                        )
+                    )
                     if (future := self.actors.pop((each.partition, each.epoch), None)) is not None:
                         future.release()
                 case RaiseReader():
@@ -182,9 +194,14 @@ class RunningJob:
     async def _create(self, create: Create) -> None:
         key = f"flowstate-{self.spec.name}-r{self.spec.run}-p{create.partition}-e{create.epoch}"
         try:
+            rpc = self.scheduler.rpc(create.worker)
+            await asyncio.wait_for(
+                rpc.flowstate_prepare(job=self.spec.name, run=self.spec.run, spec=self._pickled), 30.0
+            )
             future = self.client.submit(
                 PartitionActor,
-                self.spec,
+                self.spec.name,
+                self.spec.run,
                 create.partition,
                 create.epoch,
                 key=key,
@@ -274,9 +291,7 @@ class RunningJob:
         done = await self.cut(timeout, saves=True)
         number = await asyncio.to_thread(self._write_cut, done)
         self.saved_cut = {"number": number, "at": self.clock.wall()}
-        await asyncio.to_thread(
-            retain, self.store, self.spec.generation, range(self.spec.partitions), self.spec.keep
-        )
+        await asyncio.to_thread(retain, self.store, self.spec.generation, range(self.spec.partitions), self.spec.keep)
 
     def _write_cut(self, done: CutDone) -> int:
         number = max(cut_numbers(self.store), default=0)
@@ -307,7 +322,8 @@ class RunningJob:
     def directory(self) -> Directory:
         table = self.coordinator.table
         partitions = tuple(
-            PartitionInfo(number, member.epoch, table.locations.get(number)) for number, member in self.coordinator.members.items()
+            PartitionInfo(number, member.epoch, table.locations.get(number))
+            for number, member in self.coordinator.members.items()
         )
         return Directory(self.spec.name, table.version, self.spec.seed, self.spec.key_groups, self._views, partitions)
 
@@ -332,14 +348,20 @@ class RunningJob:
             "saved_cut": dict(self.saved_cut),
             "workers": dict(self.coordinator.workers),
             "partitions": {
-                str(number): {"state": member.state, "epoch": member.epoch, "worker": member.worker, "reason": member.reason}
+                str(number): {
+                    "state": member.state,
+                    "epoch": member.epoch,
+                    "worker": member.worker,
+                    "reason": member.reason,
+                }
                 | {"report": member.report}
                 for number, member in self.coordinator.members.items()
             },
             "splits": {
-                split: {"label": entry.label, "reader": table.readers[split].partition if split in table.readers else None}
+                split: {
+                    "label": entry.label,
+                    "reader": table.readers[split].partition if split in table.readers else None,
+                }
                 for split, entry in table.splits.items()
             },
         }
-
-

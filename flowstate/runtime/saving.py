@@ -76,7 +76,9 @@ class Saver:
             rows = due.rows(work.frozen)
             if rows:
                 table = pa.Table.from_batches(rows)
-                staged += self.sinks[sink].prepare(self.store, self.prefix, self.partition, self.epoch, work.number, table)
+                staged += self.sinks[sink].prepare(
+                    self.store, self.prefix, self.partition, self.epoch, work.number, table
+                )
         state = save_state(
             self.store,
             self.prefix,

@@ -16,10 +16,12 @@ import pyarrow as pa
 from flowstate.clock import Clock
 from flowstate.errors import InvalidFlow, Unavailable, did_you_mean
 from flowstate.plan.position import NEVER
+from flowstate.plan.spec import TableSpec
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.pump import Pump
 from flowstate.state.table import KeyedTable
 from flowstate.view.answer import Answer, PartitionAnswer
+from flowstate.view.lookup import with_window_end
 
 SHARED_FOR = 0.005  # seconds that a scan may share the state frozen for another
 LEASE = 300.0  # seconds that a cut is kept after it was last read
@@ -66,8 +68,11 @@ class ServedPartition:
         table = contents.tables[view]
         if not isinstance(table, KeyedTable):
             raise InvalidFlow("this view has no key; scan it, or use sql", view=view)
+        spec = self.pump.spec.plan.tables[view]
+        assert isinstance(spec, TableSpec)
+        whole = with_window_end(spec, keys)
         with self.pump.gate:
-            rows = table.lookup(keys)
+            rows = table.lookup(whole)
             position, watermark = dict(contents.marks.position), contents.marks.watermark()
         part = PartitionAnswer(self.partition, self.epoch, position, watermark, self.clock.wall(), "live")
         return rows, Answer(self.job, view, (part,))

@@ -17,6 +17,7 @@ from flowstate.state.table import KeyedTable
 from flowstate.state.watermark import Watermarks
 from flowstate.view.answer import Answer, PartitionAnswer
 from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
+from flowstate.view.lookup import with_window_end
 
 
 class StoredPartition:
@@ -47,7 +48,9 @@ class StoredPartition:
             table = self._table(view)
             if not isinstance(table, KeyedTable):
                 raise InvalidFlow("this view has no key; scan it, or use sql", view=view)
-            return table.lookup(keys), self._answer(view)
+            spec = self.specs[view]
+            assert isinstance(spec, TableSpec)
+            return table.lookup(with_window_end(spec, keys)), self._answer(view)
 
     def _table(self, view: str) -> KeyedTable | AppendTable:
         if view not in self.specs:

@@ -124,6 +124,8 @@ class Supervisor(SchedulerPlugin):
 def failure(error: Exception) -> dict[str, Any]:
     """An error as data: an exception that cannot be unpickled would hang its caller."""
     if isinstance(error, FlowstateError):
-        facts = {name: value if isinstance(value, int | float | str) else repr(value) for name, value in error.facts.items()}
+        facts = {
+            name: value if isinstance(value, int | float | str) else repr(value) for name, value in error.facts.items()
+        }
         return {"error": {"kind": type(error).__name__, "message": error.message, "facts": facts}}
     return {"error": {"kind": "InternalError", "message": f"{type(error).__name__}: {error}", "facts": {}}}

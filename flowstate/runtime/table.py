@@ -33,9 +33,9 @@ class SplitEntry:
 
 @dataclass(frozen=True)
 class Table:
-    """`readers` lacks a split that is still joining: owners take it in first and say how far their watermark got (see
-    docs/decisions). `draining`: following splits end where they are now. `stopping`: nothing is read any more. `saves`: whether the open
-cut is to be saved, or only kept for readers."""
+    """`readers` lacks a split that is still joining: owners take it in first and say how far their watermark got (docs/protocol.md).
+    `draining`: following splits end where they are now. `stopping`: nothing is read any more. `saves`: whether the open cut is to be
+    saved, or only kept for readers."""
 
     version: int = 0
     readers: Mapping[str, ReaderOf] = field(default_factory=dict)

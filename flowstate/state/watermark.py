@@ -1,7 +1,8 @@
 """Event time of a partition: position, newest event time and floor per split, and the watermark they give.
 
 The watermark of a split is ``max(newest - lateness, floor)``; the partition's is the least over its splits. `lateness` belongs to the
-split's source; a split of a source without event time (`TIMELESS`) holds nothing back. Part of the state: saved, restored and moved with it (protocol S2).
+split's source; a split of a source without event time (`TIMELESS`) holds nothing back. Part of the state: saved, restored and moved
+with it (protocol S2).
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Watermarks:
 
     def watermark(self) -> int:
         """The partition's watermark: the least over its splits with event time; `NEVER` while it has none."""
-        return min((self.of_split(split) for split, lateness in self.lateness.items() if lateness != TIMELESS), default=NEVER)
+        return min(
+            (self.of_split(split) for split, lateness in self.lateness.items() if lateness != TIMELESS), default=NEVER
+        )
 
     @property
     def ended(self) -> bool:
