@@ -78,7 +78,7 @@ class Incarnation:
         self.cut_due: int | None = None
         self.restored_older = False
         self.last_places: dict[str, Place] = {}
-        self.report_at, self.report_last = 0.0, 0.0
+        self.report_at, self.report_last, self.report_due = 0.0, 0.0, False
         self.pace = world.random.choice((0.3, 1, 1, 1))
         world.later(self.load)
 
@@ -137,8 +137,13 @@ class Incarnation:
             self.report()
 
     def report(self) -> None:
-        """Reports of one incarnation keep their order."""
-        self.report_last = self.world.now
+        """Soon; what happens until then is in the same report. Reports of one incarnation keep their order."""
+        if not self.report_due:
+            self.report_due = True
+            self.world.later(self.send_report, delays=(0, 1, 3))
+
+    def send_report(self) -> None:
+        self.report_due, self.report_last = False, self.world.now
         report: dict[str, Any] = {"partition": self.number, "epoch": self.epoch, "state": self.state, "reason": self.reason}
         if self.machine is not None:
             marks = self.contents.marks
@@ -310,14 +315,19 @@ class Incarnation:
     def save_if_due(self) -> bool:
         machine, world = self.machine, self.world
         assert machine is not None
-        if self.saving or self.state != "live":
+        if self.saving:
             return False
-        if machine.ended and self.manifest.ended:
-            self.state = "ended"
+        if machine.ended:
+            state = self.manifest.state
+            over = self.manifest.ended and state is not None and state.marks == self.contents.marks.dump()
+            if over and self.state == "live":
+                self.state = "ended"
+                self.report()
+            if over or self.publishing:
+                return False
+        elif self.state == "ended":  # a split was found after all
+            self.state = "live"
             self.report()
-            return True
-        if machine.ended and self.publishing:
-            return False
         if not machine.ended and not world.happens(world.save_rate):
             return False
         self.save(self.contents.freeze(), None)
