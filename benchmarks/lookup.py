@@ -44,7 +44,11 @@ def main() -> None:
     numbers = [int(each) for each in sys.argv[1:] if each.isdigit()]
     keys, repeats = (numbers + [50_000, 2_000][len(numbers) :])[:2]
     table = pa.table(
-        {"customer": [f"customer-{each:08d}" for each in range(keys)], "total": np.arange(keys), "events": np.ones(keys)}
+        {
+            "customer": [f"customer-{each:08d}" for each in range(keys)],
+            "total": np.arange(keys),
+            "events": np.ones(keys),
+        }
     )
     view = ViewInfo("totals", table.schema, "keyed", ("customer",), ("customer",))
     worker = Worker("bench", {"totals": view}, {"totals": table}, 1, [0], busy="--idle" not in sys.argv)
@@ -62,7 +66,11 @@ def main() -> None:
 
             measure("do_get with keys", by_ticket, repeats)
             condition = pc.field("customer")
-            measure("scan with a key filter", lambda each: reader.scan("totals", filter=condition == names[each]), repeats // 10)
+            measure(
+                "scan with a key filter",
+                lambda each: reader.scan("totals", filter=condition == names[each]),
+                repeats // 10,
+            )
             session = Session(reader)
             query = "select * from totals where customer = $1"
             measure("SQL", lambda each: session.sql(query, [names[each]]).fetchall(), repeats // 10)

@@ -31,12 +31,19 @@ def subtotals(customers: int = 60) -> pa.Table:
             pa.field("events", pa.int64()),
         ]
     )
-    return pa.Table.from_arrays([pa.array(column, each.type) for column, each in zip(zip(*rows), schema)], schema=schema)
+    return pa.Table.from_arrays(
+        [pa.array(column, each.type) for column, each in zip(zip(*rows, strict=True), schema, strict=True)],
+        schema=schema,
+    )
 
 
 def late_rows(rows: int = 30) -> pa.Table:
     return pa.table(
-        {"split": ["events-0"] * rows, "offset": pa.array(range(rows), pa.int64()), "reason": [None, "late"] * (rows // 2)}
+        {
+            "split": ["events-0"] * rows,
+            "offset": pa.array(range(rows), pa.int64()),
+            "reason": [None, "late"] * (rows // 2),
+        }
     )
 
 

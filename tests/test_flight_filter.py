@@ -43,7 +43,9 @@ def terms() -> st.SearchStrategy[pc.Expression]:
         kind, values = VALUES[name]
         scalars = st.sampled_from([pa.scalar(each, kind) for each in values])
         field = pc.field(name)
-        listed = st.lists(st.sampled_from(values), min_size=1, max_size=3).map(lambda it: field.isin(pa.array(it, kind)))
+        listed = st.lists(st.sampled_from(values), min_size=1, max_size=3).map(
+            lambda it: field.isin(pa.array(it, kind))
+        )
         return st.one_of(
             scalars.map(lambda value: field == value),
             scalars.map(lambda value: pc.scalar(value) == field),
@@ -61,7 +63,9 @@ def terms() -> st.SearchStrategy[pc.Expression]:
 
 filters = st.recursive(
     terms(),
-    lambda each: st.builds(lambda a, b, both: a & b if both else a | b, each, each, st.booleans()) | each.map(lambda a: ~a),
+    lambda each: (
+        st.builds(lambda a, b, both: a & b if both else a | b, each, each, st.booleans()) | each.map(lambda a: ~a)
+    ),
     max_leaves=6,
 )
 
@@ -70,7 +74,8 @@ filters = st.recursive(
 def tables(draw: st.DrawFn) -> pa.Table:
     rows = draw(st.integers(1, 6))
     columns = [
-        pa.array([draw(st.none() | st.sampled_from(values)) for _ in range(rows)], kind) for kind, values in VALUES.values()
+        pa.array([draw(st.none() | st.sampled_from(values)) for _ in range(rows)], kind)
+        for kind, values in VALUES.values()
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
@@ -183,6 +188,8 @@ def test_damaged_filters_are_refused_and_crash_nothing() -> None:
     program = "import sys; import test_flight_filter; test_flight_filter.damage(int(sys.argv[1]), int(sys.argv[2]))"
     folder = __file__.rpartition("/")[0]
     paths = f"import sys; sys.path[:0] = {[folder, *sys.path]!r}\n"
-    done = subprocess.run([sys.executable, "-c", paths + program, "1", "4000"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", paths + program, "1", "4000"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("survived 4000")

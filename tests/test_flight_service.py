@@ -109,7 +109,8 @@ def test_columns_filter_and_limit(served: Served) -> None:
         pc.field("events") > 20,
         pc.field("customer").isin(["customer-1", "customer-7"]) | pc.field("customer").is_null(),
         pc.field("month") == pa.scalar(JANUARY, schema.field("month").type),
-        (pc.field("total") >= pa.scalar(pc.max(mine["total"]).as_py(), pa.decimal128(12, 2))) & (pc.field("kind") == "a"),
+        (pc.field("total") >= pa.scalar(pc.max(mine["total"]).as_py(), pa.decimal128(12, 2)))
+        & (pc.field("kind") == "a"),
         ~(pc.field("kind") == "a"),
         pc.scalar(True),
     ):
@@ -237,13 +238,12 @@ def test_unknown_names_are_met_with_a_hint(served: Served) -> None:
     with pytest.raises(flight.FlightServerError, match="did you mean 'status'") as error:
         list(served.client.do_action("statsu"))
     fault(error)
+    _, reader = served.client.do_exchange(flight.FlightDescriptor.for_command(b'{"v": 1, "kind": "x"}'))
     with pytest.raises(flight.FlightServerError, match="kind") as error:
-        writer, reader = served.client.do_exchange(flight.FlightDescriptor.for_command(b'{"v": 1, "kind": "x"}'))
         reader.read_chunk()
     fault(error)
+    writer, _ = served.client.do_put(flight.FlightDescriptor.for_path("x"), pa.schema([("a", pa.int64())]))
     with pytest.raises(flight.FlightServerError, match="read only") as error:
-        writer, _ = served.client.do_put(flight.FlightDescriptor.for_path("x"), pa.schema([("a", pa.int64())]))
-        writer.write_batch(pa.record_batch({"a": [1]}))
         writer.close()
     fault(error)
 
@@ -382,8 +382,12 @@ def test_a_stream_under_way_at_close_gets_its_grace() -> None:
 
 
 raw_commands = st.binary(max_size=60) | st.dictionaries(
-    st.sampled_from(["v", "kind", "job", "view", "partition", "columns", "filter", "keys", "limit", "cut", "epoch", "q"]),
-    st.sampled_from([1, 0, -1, "lookup", "billing", "subtotals", "AAAA", None, True, 1.5, 2**80, ["total"], [], {}, "ÿ"]),
+    st.sampled_from(
+        ["v", "kind", "job", "view", "partition", "columns", "filter", "keys", "limit", "cut", "epoch", "q"]
+    ),
+    st.sampled_from(
+        [1, 0, -1, "lookup", "billing", "subtotals", "AAAA", None, True, 1.5, 2**80, ["total"], [], {}, "ÿ"]
+    ),
 ).map(lambda data: json.dumps(data).encode())
 
 
@@ -399,8 +403,11 @@ def test_fuzz_gives_errors_and_the_service_lives(served: Served) -> None:
         try:
             call()
         except (flight.FlightServerError, flight.FlightUnavailableError) as error:
-            assert "Traceback" not in str(error)
-            assert json.loads(error.extra_info)["kind"] in ("InvalidFlow", "Unavailable", "Moved")
+            text, data = str(error), json.loads(error.extra_info)
+        else:
+            return
+        assert "Traceback" not in text
+        assert data["kind"] in ("InvalidFlow", "Unavailable", "Moved")
 
     @given(raw_commands, st.data())
     @settings(deadline=None, max_examples=150)

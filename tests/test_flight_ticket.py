@@ -28,7 +28,8 @@ tickets = st.builds(
     st.none() | numbers,
 )
 plain: Any = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), lambda each: st.lists(each, max_size=3)
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda each: st.lists(each, max_size=3),
 )
 
 
@@ -45,7 +46,9 @@ def test_bytes_that_are_no_ticket(raw: bytes) -> None:
         Ticket.from_bytes(raw)
 
 
-@given(tickets, st.dictionaries(st.sampled_from(["v", "job", "columns", "filter", "keys", "limit", "epoch", "x"]), plain))
+@given(
+    tickets, st.dictionaries(st.sampled_from(["v", "job", "columns", "filter", "keys", "limit", "epoch", "x"]), plain)
+)
 @settings(deadline=None)
 def test_a_spoilt_ticket_is_refused_or_means_what_it_says(ticket: Ticket, spoilt: dict[str, Any]) -> None:
     data = {**json.loads(ticket.to_bytes()), **spoilt}
@@ -107,7 +110,9 @@ def test_keys() -> None:
 @given(st.integers(0, 400), st.integers(0, 255), st.integers(0, 400))
 @settings(deadline=None, max_examples=300)
 def test_damaged_keys_are_refused_or_valid(at: int, value: int, length: int) -> None:
-    raw = bytearray(write_keys(pa.record_batch({"customer": ["anna", None, "b"], "day": pa.array([1, 2, 3], pa.date32())})))
+    raw = bytearray(
+        write_keys(pa.record_batch({"customer": ["anna", None, "b"], "day": pa.array([1, 2, 3], pa.date32())}))
+    )
     raw[at % len(raw)] = value
     try:
         batch = read_keys(bytes(raw[: len(raw) - length // 4]))

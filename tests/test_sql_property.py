@@ -48,7 +48,16 @@ COLUMNS: dict[str, tuple[pa.DataType, list[Any], list[str]]] = {
     "raw": (pa.binary(), [b"", b"a", b"\x00\xff"], ["'a'::blob", "''::blob", "'\\x00\\xff'::blob"]),
     "big": (pa.uint64(), [0, 2**64 - 1, 5], ["0", "18446744073709551615", "5"]),
 }
-ROUTINGS = [("customer",), ("customer", "number"), ("month",), ("total", "day"), ("share",), ("open",), ("raw", "big"), ()]
+ROUTINGS = [
+    ("customer",),
+    ("customer", "number"),
+    ("month",),
+    ("total", "day"),
+    ("share",),
+    ("open",),
+    ("raw", "big"),
+    (),
+]
 
 
 @st.composite
@@ -96,8 +105,10 @@ def terms(draw: st.DrawFn) -> str:
 
 conditions = st.recursive(
     terms(),
-    lambda each: st.builds(lambda a, b, how: f"({a} {how} {b})", each, each, st.sampled_from(["and", "and", "or"]))
-    | each.map(lambda a: f"not ({a})"),
+    lambda each: (
+        st.builds(lambda a, b, how: f"({a} {how} {b})", each, each, st.sampled_from(["and", "and", "or"]))
+        | each.map(lambda a: f"not ({a})")
+    ),
     max_leaves=4,
 )
 selections = st.sampled_from(
@@ -155,7 +166,9 @@ def plain(table: pa.Table, query: str) -> Counter[str]:
 
 
 def bag(rows: list[tuple[Any, ...]]) -> Counter[str]:
-    return Counter(repr(tuple(0.0 if value == 0 and isinstance(value, float) else value for value in row)) for row in rows)
+    return Counter(
+        repr(tuple(0.0 if value == 0 and isinstance(value, float) else value for value in row)) for row in rows
+    )
 
 
 @given(tables(), st.sampled_from(ROUTINGS), st.lists(st.tuples(selections, conditions), min_size=1, max_size=4))

@@ -126,8 +126,8 @@ class FlightReader:
         cut: int | None = None,
         limit: int | None = None,
     ) -> pa.RecordBatchReader:
-        """The same as a stream. All partitions are asked at once (with a filter that fixes the routing keys, their owners alone), so it shows the state of this moment; the
-        answer is in the metadata of its schema. A stream that breaks half-way raises Unavailable."""
+        """The same as a stream. All partitions are asked at once (with a filter that fixes the routing keys, their owners alone), so
+        it shows the state of this moment; the answer is in the metadata of its schema. A stream that breaks half-way raises Unavailable."""
         info = self.info(view)
         schema = self._columns(info, columns).remove_metadata()
         if limit is not None and limit < 0:
@@ -149,7 +149,9 @@ class FlightReader:
                     raise InvalidFlow("there is no such partition", partition=each, partitions=len(known))
             if partitions is None and keys is not None:
                 owning = list(owners(directory, info, keys)) if keys.num_rows else []
-                return dict.fromkeys(owning or known[:1])  # one is always asked: an empty answer says how fresh it is, too
+                return dict.fromkeys(
+                    owning or known[:1]
+                )  # one is always asked: an empty answer says how fresh it is, too
             return dict.fromkeys(known if partitions is None else partitions)
 
         def ask(directory: Directory, place: PartitionInfo, share: None) -> Opened:
@@ -258,9 +260,7 @@ class FlightReader:
         except StreamBroken:
             self._pool.forget(place.location)
         # a proxy on the way may not carry exchanges: the same by do_get
-        ticket = Ticket(
-            directory.job, view, place.partition, keys=write_keys(keys), epoch=place.epoch
-        )
+        ticket = Ticket(directory.job, view, place.partition, keys=write_keys(keys), epoch=place.epoch)
         schema, batches, _ = self._open(place, ticket)
         answer = Answer.of(schema)
         if answer is None:

@@ -35,7 +35,9 @@ class ExchangeCall:
         self._writer.begin(keys)
         self.broken = False
 
-    def lookup(self, partition: int, epoch: int, keys: pa.RecordBatch, patience: float) -> tuple[pa.RecordBatch, Answer]:
+    def lookup(
+        self, partition: int, epoch: int, keys: pa.RecordBatch, patience: float
+    ) -> tuple[pa.RecordBatch, Answer]:
         """The rows of `keys` in a partition. Raises what the partition raised (the stream is still good), or
         StreamBroken after `patience` seconds or when the stream broke (`broken` is set then)."""
         self._number += 1
@@ -80,7 +82,8 @@ def broken(error: BaseException) -> FlowstateError:
     """What a failed stream raises: our own error if the server sent one, else StreamBroken."""
     ours = from_flight(error)
     if type(ours) is Unavailable:
-        return StreamBroken(ours.message, **{name: value for name, value in ours.facts.items() if name != "retry_after"})
+        facts = {name: value for name, value in ours.facts.items() if name != "retry_after"}
+        return StreamBroken(ours.message, retry_after=ours.retry_after, **facts)
     return ours
 
 

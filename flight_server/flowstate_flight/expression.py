@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.substrait
 
 from flowstate.errors import InvalidFlow, did_you_mean
-from flowstate_flight.substrait import FUNCTIONS, Filter, Unknown, says_is_in
+from flowstate_flight.membership import says_is_in
+from flowstate_flight.substrait import FUNCTIONS, Filter, Unknown
 
 # Buffers that came over the network or from a file lie where they lie. Acero copies the few that are misaligned; its default is to
 # use them and to complain on stderr, once per kernel.
@@ -61,7 +62,9 @@ def decode_filter(raw: bytes, schema: pa.Schema) -> DecodedFilter:
     zoned = {}
     for each in base:
         if schema.get_field_index(each.name) < 0:
-            raise InvalidFlow(f"the filter names an unknown column {each.name!r}{did_you_mean(each.name, schema.names)}")
+            raise InvalidFlow(
+                f"the filter names an unknown column {each.name!r}{did_you_mean(each.name, schema.names)}"
+            )
         expected = schema.field(each.name).type
         zones = [getattr(kind, "tz", None) for kind in (each.type, expected)]
         if None not in zones and each.type == pa.timestamp(expected.unit, zones[0]):

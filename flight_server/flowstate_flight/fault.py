@@ -78,12 +78,17 @@ def from_flight(error: BaseException, **facts: object) -> FlowstateError:
         return InvalidFlow("the server refused these credentials", reason=reason, **facts)
     if isinstance(
         error,
-        flight.FlightUnavailableError | flight.FlightTimedOutError | flight.FlightCancelledError | flight.FlightInternalError,
+        flight.FlightUnavailableError
+        | flight.FlightTimedOutError
+        | flight.FlightCancelledError
+        | flight.FlightInternalError,
     ):
         return Unavailable("no answer from a worker; it may be restarting", retry_after=0.5, reason=reason, **facts)
     if isinstance(error, pa.ArrowException | flight.FlightError | OSError):
         return Unavailable("the stream from a worker broke off", retry_after=0.5, reason=reason, **facts)
-    return InternalError("a Flight call failed in an unforeseen way", error=type(error).__name__, reason=reason, **facts)
+    return InternalError(
+        "a Flight call failed in an unforeseen way", error=type(error).__name__, reason=reason, **facts
+    )
 
 
 def _plain(value: object) -> object:

@@ -124,7 +124,9 @@ class _Reader:
             row = pa.table({"row": pa.array([0])})
             plan = [
                 acero.Declaration("table_source", acero.TableSourceNodeOptions(row)),
-                acero.Declaration("project", acero.ProjectNodeOptions([bound.expressions[name] for name in names], names)),
+                acero.Declaration(
+                    "project", acero.ProjectNodeOptions([bound.expressions[name] for name in names], names)
+                ),
             ]
             table = acero.Declaration.from_sequence(plan).to_table(use_threads=False)
             arrays += [each.combine_chunks().cast(kind) for each in table.columns]

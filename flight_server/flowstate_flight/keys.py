@@ -103,7 +103,10 @@ def _typed(info: ViewInfo, name: str, values: Any) -> pa.Array:
             return values if values.type == wanted else values.cast(wanted)
         for value in values:
             _check(value, wanted)
-        if pa.types.is_timestamp(wanted) and wanted.unit in ("s", "ms"):  # pa.array would cut off what is finer, in silence
+        if pa.types.is_timestamp(wanted) and wanted.unit in (
+            "s",
+            "ms",
+        ):  # pa.array would cut off what is finer, in silence
             return pa.array(values, pa.timestamp("us", wanted.tz)).cast(wanted)
         return pa.array(values, wanted)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:

@@ -61,7 +61,13 @@ class ViewMapping(Mapping[Any, pa.Table]):
     def __repr__(self) -> str:
         info = self.info
         values = [f"{each.name}: {each.type}" for each in info.schema if each.name not in info.keys]
-        keyed = f" keyed by {key_text(info)}" if info.keys else ", one row" if info.kind == "keyed" else ", rows as they came"
+        keyed = (
+            f" keyed by {key_text(info)}"
+            if info.keys
+            else ", one row"
+            if info.kind == "keyed"
+            else ", rows as they came"
+        )
         cut = f", in cut {self._cut}" if self._cut is not None else ""
         return f"<view {self._name!r} of job {self._reader.directory().job!r}{keyed} -> ({', '.join(values)}){cut}>"
 

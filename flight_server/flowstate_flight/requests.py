@@ -67,7 +67,12 @@ class Requests:
         if place.location is None:
             raise Unavailable("this partition is being recovered", retry_after=0.5, partition=ticket.partition)
         message = "this partition moved to another worker; ask for its directory or flight info again"
-        facts = {"partition": ticket.partition, "asked": ticket.epoch, "serving": place.epoch, "location": place.location}
+        facts = {
+            "partition": ticket.partition,
+            "asked": ticket.epoch,
+            "serving": place.epoch,
+            "location": place.location,
+        }
         raise Moved(message, **facts)
 
     # flights
@@ -156,7 +161,9 @@ class Requests:
             if set(asked) - {"job", "hash"} or not isinstance(job, str | None):
                 raise InvalidFlow('the body of the action directory is {} or {"job": name}')
             if "hash" in asked and asked["hash"] != hash_probe():
-                message = "this client hashes keys in another way than the workers; install the same version of flowstate"
+                message = (
+                    "this client hashes keys in another way than the workers; install the same version of flowstate"
+                )
                 raise InvalidFlow(message)
             return self.directory(job).to_json().encode()
         if kind == "lookup":

@@ -28,7 +28,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 ExchangeHandler = Callable[[dict[str, Any], Any, Any, Any], None]
 
 ACTIONS = [
-    ("directory", "the routing table of a job as JSON; the body is {} or {\"job\": name}"),
+    ("directory", 'the routing table of a job as JSON; the body is {} or {"job": name}'),
     ("lookup", "the rows of some keys as an Arrow IPC stream; the body is a ticket with 'keys'"),
     ("status", "what this service hosts, as JSON"),
 ]
@@ -37,9 +37,7 @@ ACTIONS = [
 class FlightService:
     """One server; registering and asking are safe from any thread."""
 
-    def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, *, advertise: str | None = None, **options: Any
-    ) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, advertise: str | None = None, **options: Any) -> None:
         """Listen at once. `advertise` is the host name that others reach this machine by; `options` go to pyarrow's
         FlightServerBase (authentication, TLS, middleware). Raises Unavailable if the port is taken."""
         self.requests = Requests()

@@ -84,7 +84,9 @@ class Ticket:
 def read_json(raw: bytes, what: str) -> dict[str, Any]:
     """One JSON object from a client. Raises InvalidFlow."""
     if len(raw) > MAX_TICKET_BYTES:
-        raise InvalidFlow(f"the {what} is too long; ask for fewer keys at a time", bytes=len(raw), limit=MAX_TICKET_BYTES)
+        raise InvalidFlow(
+            f"the {what} is too long; ask for fewer keys at a time", bytes=len(raw), limit=MAX_TICKET_BYTES
+        )
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError):

@@ -60,9 +60,7 @@ class Session:
         last = self._last
         return {} if last is None else dict(last.answers)
 
-    def sql(
-        self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
-    ) -> duckdb.DuckDBPyRelation:
+    def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> duckdb.DuckDBPyRelation:
         """A relation over one SELECT; `params` are the values of ``$1`` or ``$name``. Raises InvalidFlow."""
         with self._lock:
             cursor = self._connection.cursor()
