@@ -107,6 +107,7 @@ class Coordinator:
         self.workers: dict[str, str] = {}  # worker address -> Flight location
         self.table = Table(version=1, splits=dict(splits))
         self.raising: dict[str, int] = {}  # split -> partition that is to read it
+        self.raised: dict[str, int] = {}  # split -> greatest reader epoch that is known to be raised
         self.joining: set[str] = set()  # splits found later that no reader may begin yet
         self.cut_taken: dict[int, Mapping[str, Place]] = {}
         self.cut_saved: dict[int, int] = {}
@@ -235,10 +236,17 @@ class Coordinator:
         return [RaiseReader(split, chosen, floor)]
 
     def reader_raised(self, split: str, partition: int, epoch: int, now: float) -> list[Instruction]:
-        if self.raising.get(split) != partition:
-            return []
-        del self.raising[split]
-        return self._change(readers={**self.table.readers, split: ReaderOf(epoch, partition)})
+        """Requests that were given up still land, in any order: only the greatest epoch of a split can read, so a smaller one that is
+        waited for is raised again, and a reader that was overtaken is replaced."""
+        newest = self.raised[split] = max(epoch, self.raised.get(split, 0))
+        if self.raising.get(split) == partition:
+            del self.raising[split]
+            if epoch == newest:
+                return self._change(readers={**self.table.readers, split: ReaderOf(epoch, partition)})
+            return self.tick(now)
+        if split in self.table.readers and self.table.readers[split].epoch < newest:
+            return self.move(split, now)
+        return []
 
     def raise_failed(self, split: str, floor: Floor | None) -> list[Instruction]:
         """The store did not take it: it is tried again at the next tick."""
