@@ -59,7 +59,7 @@ class World:
         self.crashes_left, self.cuts_left, self.moves_left = pick((0, 2, 5, 10)), pick((0, 4, 12)), pick((0, 3, 15))
         self.restarts_left = pick((0, 0, 1, 2))
         self.calm_at = float(pick((200, 500, 900)))
-        self.check_rate = 0.4
+        self.check_rate, self.cut_limit = 0.4, pick((150.0, 500.0))
 
         self.store = HeapStore()
         self.records = SplitRecords(self.store)
@@ -248,7 +248,7 @@ class World:
         known = {split: self.entry(split) for split, record in records.items() if record is not None}
         self.undiscovered = {split: self.entry(split) for split in self.logs if split not in known}
         self.coordinator = Coordinator(
-            self.partitions, known, limits=Limits(cut=150.0, start=400.0, failures=1_000_000, backoff=0.0)
+            self.partitions, known, limits=Limits(cut=self.cut_limit, start=400.0, failures=1_000_000, backoff=0.0)
         )
         self.cuts.clear()
         for _ in range(self.random.choice((1, 2, 3))):
