@@ -120,9 +120,7 @@ def _cut_to_rescale(store: Store, spec: JobSpec, before: JobRecord) -> int:
         number: ParquetSink(each, sink=number) for number, each in enumerate(spec.plan.sinks)
     }
     for partition in range(before.partitions):
-        manifest = PartitionChain(store, before.generation, partition).load()
-        if manifest is None:
-            continue
+        manifest = PartitionChain(store, before.generation, partition).claim()  # what still runs there can save no more
         saved = PartitionChain(store, before.generation, partition).read(cut.versions[partition])
         if sinks and dict(manifest.handed) != dict(saved.handed):
             raise InvalidFlow(

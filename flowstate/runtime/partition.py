@@ -172,11 +172,12 @@ class Partition:
             reading.read_rows += rows.batch.num_rows
         return reading.send(batches, header)
 
-    def floor_recorded(self, split: str, epoch: int, floor: Floor) -> list[Instruction]:
+    def floor_recorded(self, split: str, epoch: int, floor: Floor, now: float) -> list[Instruction]:
         reading = self.readings.get(split)
         if reading is None or reading.epoch != epoch:
             return []
         reading.floor_recorded(floor)
+        reading.read_at = now  # the next one no sooner than after as long a silence: floors stay for ever in the split record
         return reading.controls()
 
     def end_recorded(self, split: str, epoch: int, end: int) -> list[Instruction]:

@@ -322,7 +322,7 @@ class Pump:
         self._carry_out(self._machine.record_loaded(request.split, request.epoch, record, self.clock.monotonic()))
 
     def _floor_recorded(self, split: str, epoch: int, floor: Floor, _: SplitRecord) -> None:
-        self._carry_out(self._machine.floor_recorded(split, epoch, floor))
+        self._carry_out(self._machine.floor_recorded(split, epoch, floor, self.clock.monotonic()))
 
     def _resolve_end(self, request: ResolveEnd) -> SplitRecord:
         table = self._machine.table

@@ -62,6 +62,7 @@ class RunningJob:
         self.saved_cut: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._next_cut = clock.monotonic() + spec.every
+        self._next_retention = clock.monotonic() + max(2.0, spec.every)
         self._next_discovery = clock.monotonic() + spec.discover
         self._follows = follows(spec)
         self._busy: set[str] = set()
@@ -261,8 +262,11 @@ class RunningJob:
                 if now >= self._next_cut:
                     self._next_cut = now + self.spec.every
                     self._once("cut", self._save_cut(min(5.0, max(1.0, self.spec.every))))
+                if now >= self._next_retention:
+                    self._next_retention = now + max(2.0, self.spec.every)
+                    self._once("retention", self._retain())
                 if self._follows and now >= self._next_discovery and not self.coordinator.table.draining:
-                    self._next_discovery = now + self.spec.discover
+        self._next_discovery = now + self.spec.discover
                     self._once("discovery", self._discover())
             await asyncio.sleep(TICK)
 
@@ -291,6 +295,8 @@ class RunningJob:
         done = await self.cut(timeout, saves=True)
         number = await asyncio.to_thread(self._write_cut, done)
         self.saved_cut = {"number": number, "at": self.clock.wall()}
+
+    async def _retain(self) -> None:
         await asyncio.to_thread(retain, self.store, self.spec.generation, range(self.spec.partitions), self.spec.keep)
 
     def _write_cut(self, done: CutDone) -> int:

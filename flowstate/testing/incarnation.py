@@ -285,7 +285,7 @@ class Incarnation:
         except Fenced:
             return
         self.world.counts["floors"] += 1
-        self.world.later(self.alone, lambda machine: machine.floor_recorded(split, epoch, floor))
+        self.world.later(self.alone, lambda machine: machine.floor_recorded(split, epoch, floor, self.world.now))
         self.world.risk(self)
 
     def append_floor(self, split: str, epoch: int, floor: Floor) -> None:
