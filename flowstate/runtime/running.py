@@ -266,8 +266,7 @@ class RunningJob:
                     self._next_retention = now + max(2.0, self.spec.every)
                     self._once("retention", self._retain())
                 if self._follows and now >= self._next_discovery and not self.coordinator.table.draining:
-        self._next_discovery = now + self.spec.discover
-                    self._once("discovery", self._discover())
+                    self._next_discovery = now + self.spec.discover
             await asyncio.sleep(TICK)
 
     def _once(self, name: str, work: Any) -> None:
