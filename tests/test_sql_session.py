@@ -81,8 +81,9 @@ def test_a_key_asks_its_owner_alone(here: Here, condition: str, params: Any, par
         wanted = plain.sql(f"select customer, total from subtotals where {condition}", params=params).to_arrow_table()
     assert wanted.num_rows > 0
     assert ordered(got) == ordered(wanted)
+    by_index = partitions == 1 and "null" not in condition
     asked = here.asked()
-    assert len(asked) == partitions
+    assert len(asked) == (0 if by_index else partitions)
     assert {"month_end"}.isdisjoint(name for _, columns in asked for name in columns)
     assert len(here.session.last_answers["subtotals"].parts) == partitions
 

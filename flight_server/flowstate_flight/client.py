@@ -142,21 +142,31 @@ class FlightReader:
                 wanted = [*schema.names, *(name for name in needed if name not in schema.names)]
         inner = limit if after is None else None
 
-        def shares(directory: Directory) -> dict[int, None]:
+        by_index = keys is not None and cut is None and _indexed(info, keys)
+
+        def shares(directory: Directory) -> dict[int, pa.RecordBatch | None]:
             known = [each.partition for each in directory.partitions]
             for each in partitions or []:
                 if each not in known:
                     raise InvalidFlow("there is no such partition", partition=each, partitions=len(known))
             if partitions is None and keys is not None:
-                owning = list(owners(directory, info, keys)) if keys.num_rows else []
-                return dict.fromkeys(
-                    owning or known[:1]
-                )  # one is always asked: an empty answer says how fresh it is, too
+                if keys.num_rows == 0:  # one is always asked: an empty answer says how fresh it is, too
+                    return dict.fromkeys(known[:1])
+                owning = owners(directory, info, keys)
+                return {number: share if by_index else None for number, share in owning.items()}
             return dict.fromkeys(known if partitions is None else partitions)
 
-        def ask(directory: Directory, place: PartitionInfo, share: None) -> Opened:
+        def ask(directory: Directory, place: PartitionInfo, share: pa.RecordBatch | None) -> Opened:
             ticket = Ticket(
-                directory.job, view, place.partition, tuple(wanted), encoded, limit=inner, cut=cut, epoch=place.epoch
+                directory.job,
+                view,
+                place.partition,
+                tuple(wanted),
+                encoded,
+                write_keys(share) if share is not None else None,
+                inner,
+                cut,
+                place.epoch,
             )
             return self._open(place, ticket)
 
@@ -295,6 +305,14 @@ def _joined(
                     piece = piece.slice(0, left)
                     left -= piece.num_rows
                 yield pa.RecordBatch.from_arrays(piece.columns, schema=schema)
+
+
+def _indexed(info: ViewInfo, keys: pa.RecordBatch) -> bool:
+    """Whether a partition may find these keys by its index instead of scanning for them: where equal for the filter and equal
+    for the index are the same, so not for floats (two zeros, NaN) nor for null."""
+    names = list(info.routing_keys)
+    plain = names == list(info.keys[: len(names)]) and keys.schema.names == names
+    return plain and all(each.null_count == 0 and not pa.types.is_floating(each.type) for each in keys.columns)
 
 
 def _equals_any(keys: pa.RecordBatch) -> pc.Expression:

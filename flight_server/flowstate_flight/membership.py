@@ -23,7 +23,8 @@ from flowstate_flight.substrait import (
 def says_is_in(filter: Filter) -> bool:
     """Whether membership means in Substrait what it means in Arrow, whose encoder does not mind the difference.
 
-    Arrow's is_in is false for a null (and true if the set has one), Substrait's is null; Arrow's tells -0.0 from 0.0. That makes no difference where the
+    Arrow's is_in is false for a null (and true if the set has one), Substrait's is null; Arrow's tells -0.0
+    from 0.0. That makes no difference where the
     filter only gets less true by it, nor where the column was just found not to be null.
     """
     return _positive(filter, filter.root, True, frozenset())
