@@ -214,7 +214,7 @@ class Coordinator:
         reports = [member.report for member in self.members.values()]
         if not self.joining or any(member.state not in ("live", "ended") for member in self.members.values()):
             return []
-        ready = [split for split in self.joining if all(split in each.get("position", ()) for each in reports)]
+        ready = [split for split in sorted(self.joining) if all(split in each.get("position", ()) for each in reports)]
         out: list[Instruction] = []
         for split in ready:
             self.joining.discard(split)

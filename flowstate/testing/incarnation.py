@@ -69,7 +69,7 @@ class Incarnation:
         self.machine: Partition | None = None
         self.manifest = Manifest(0, epoch)
         self.tables: list[Table] = []
-        self.channels: set[StreamId] = set()
+        self.channels: dict[StreamId, None] = {}  # in the order in which they came, so that a seed replays
         self.saving, self.shares, self.numbers = False, False, 0
         self.publishing: set[StagedOutput] = set()
         self.published: set[StagedOutput] = set()
@@ -229,7 +229,7 @@ class Incarnation:
                 case Acknowledge():
                     self.world.send_up(each.stream, self, each.count)
                 case SendAttach():
-                    self.channels.add(each.attach.stream)
+                    self.channels[each.attach.stream] = None
                     self.world.attach(self, each.reader, each.attach)
                 case Close():
                     self.world.hang_up(each.stream, self)
@@ -248,7 +248,7 @@ class Incarnation:
 
     def accept(self, attach: Attach) -> None:
         assert self.machine is not None
-        self.channels.add(attach.stream)
+        self.channels[attach.stream] = None
         self.carry_out(self.machine.accept(attach))
         self.world.risk(self)
 
@@ -261,7 +261,7 @@ class Incarnation:
             self.carry_out(self.machine.receive(stream, message))
 
     def stream_closed(self, stream: StreamId) -> None:
-        self.channels.discard(stream)
+        self.channels.pop(stream, None)
         if self.running and self.machine is not None:
             self.machine.stream_closed(stream, self.world.now)
 

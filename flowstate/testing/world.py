@@ -152,7 +152,7 @@ class World:
         for manifest in older:
             assert manifest.state is not None
             if manifest.state.segments and not mine & manifest.state.segments.keys():
-                self.store.delete(next(iter(mine)))
+                self.store.delete(min(mine))
                 self.counts["damaged"] += 1
                 return
 
@@ -219,7 +219,7 @@ class World:
     def hang_up(self, stream: StreamId, by: Incarnation) -> None:
         """One end closes. What is under way may still come, or is lost."""
         channel = self.channels.get(stream)
-        by.channels.discard(stream)
+        by.channels.pop(stream, None)
         if channel is None or channel.closed:
             return
         channel.closed, channel.broken = True, self.happens(0.5)
