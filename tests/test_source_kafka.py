@@ -213,8 +213,8 @@ def test_offsets_deleted_by_retention_are_a_named_error_and_no_reset(kafka: Kafk
 
 def test_an_unwanted_split_is_left_alone_and_nothing_of_it_is_lost(kafka: KafkaBroker) -> None:
     kafka.create_topic("unwanted", 2)
-    kafka.produce("unwanted", events(*range(500)), 0)
-    kafka.produce("unwanted", events(*range(1000, 1500)), 1)
+    kafka.produce("unwanted", events(*range(4000)), 0)
+    kafka.produce("unwanted", events(*range(10_000, 14_000)), 1)
     source = make_source(scan(kafka, "unwanted"))
     one, two = source.splits()
     reader = source.open()
@@ -224,17 +224,41 @@ def test_an_unwanted_split_is_left_alone_and_nothing_of_it_is_lost(kafka: KafkaB
     reached = {one.name: 0, two.name: 0}
     deadline = time.monotonic() + 30
     turn = 0
-    while min(reached.values()) < 500:
+    while min(reached.values()) < 4000:
         assert time.monotonic() < deadline, reached
         turn += 1
         chosen = (one, two)[turn % 2].name
-        for rows in reader.poll({chosen: None}, max_rows=40, timeout=0.1):
+        for rows in reader.poll({chosen: None}, max_rows=400, timeout=0.1):
             assert rows.split == chosen
             assert rows.since == reached[chosen]
             reached[chosen] = rows.to
             given.append(rows)
-    assert numbers([each for each in given if each.split == one.name]) == list(range(500))
-    assert numbers([each for each in given if each.split == two.name]) == list(range(1000, 1500))
+    assert numbers([each for each in given if each.split == one.name]) == list(range(4000))
+    assert numbers([each for each in given if each.split == two.name]) == list(range(10_000, 14_000))
+    reader.close()
+
+
+def test_a_paused_split_that_is_assigned_again_is_read_again(
+    kafka: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowstate.source.kafka.PAUSE_ROWS", 1)
+    kafka.create_topic("paused")
+    kafka.produce("paused", events(*range(100)))
+    source = make_source(scan(kafka, "paused"))
+    (split,) = source.splits()
+    reader = source.open()
+    reader.assign(split, 0)
+    for again in range(5):
+        deadline = time.monotonic() + 20
+        while not reader.poll({}, max_rows=1, timeout=0) and time.monotonic() < deadline:
+            partition = reader._splits[0]  # type: ignore[attr-defined]
+            if partition.paused:
+                break
+        assert partition.paused
+        reader.assign(split, again)
+        given = read(reader, {split.name: None}, {split.name: 100}, max_rows=30)
+        assert numbers(given) == list(range(again, 100))
+        reader.assign(split, 0)
     reader.close()
 
 

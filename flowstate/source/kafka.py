@@ -9,15 +9,16 @@ compaction): a stretch covers them, up to the next record, or up to the end that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import numpy as np
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from flowstate.clock import Clock, SystemClock
-from flowstate.errors import FlowstateError, InternalError, InvalidFlow, did_you_mean
+from flowstate.errors import FlowstateError, InternalError, InvalidFlow, Unavailable, did_you_mean
 from flowstate.plan.position import NEVER
 from flowstate.plan.spec import ScanSpec
 from flowstate.source.base import Rows, Source, SourceReader, SplitInfo
@@ -26,6 +27,8 @@ from flowstate.source.kafka_client import Outages, Topic, open_consumer, reading
 from flowstate.source.records import Records, check_scan, dead_letters, no_rows
 
 FORMATS = ("json", "csv", "arrow")
+#: A partition with this many messages waiting here is paused; after that it has to be fetched anew, which takes a round trip or two.
+PAUSE_ROWS = 1000
 
 
 class KafkaSource(Source):
@@ -127,13 +130,29 @@ class KafkaReader(SourceReader):
         partition = int(number)
         self._splits[partition] = _Split(split.name, partition, offset)
         self._names[split.name] = partition
-        self._consumer.incremental_assign([TopicPartition(self._topic, partition, offset)])
+        with self._client_errors(split.name):
+            self._consumer.incremental_assign([TopicPartition(self._topic, partition, offset)])
 
     def unassign(self, split: str) -> None:
         partition = self._names.pop(split, None)
         if partition is not None:
-            del self._splits[partition]
-            self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
+            paused = self._splits.pop(partition).paused
+            with self._client_errors(split):
+                if paused:
+                    # librdkafka remembers a pause by the user over assignments: the next one would never be fetched.
+                    self._consumer.resume([TopicPartition(self._topic, partition)])
+                self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
+
+    @contextmanager
+    def _client_errors(self, split: str) -> Iterator[None]:
+        try:
+            yield
+        except KafkaException as error:
+            raise Unavailable(
+                f"the kafka client cannot do this now ({error.args[0].str()}); try again",
+                source=self._spec.name,
+                split=split,
+            ) from error
 
     def poll(self, wanted: Mapping[str, int | None], *, max_rows: int, timeout: float) -> Sequence[Rows]:
         splits = [self._splits[self._names[each]] for each in wanted if each in self._names]
@@ -152,10 +171,11 @@ class KafkaReader(SourceReader):
     def _pause(self, max_rows: int) -> None:
         # Pausing throws away what librdkafka has fetched ahead, so a split is paused only once enough of it waits here.
         for split in self._splits.values():
-            pause = len(split.waiting) >= 2 * max_rows
+            pause = len(split.waiting) >= max(PAUSE_ROWS, 2 * max_rows)
             if pause != split.paused:
                 where = [TopicPartition(self._topic, split.partition)]
-                (self._consumer.pause if pause else self._consumer.resume)(where)
+                with self._client_errors(split.name):
+                    (self._consumer.pause if pause else self._consumer.resume)(where)
                 split.paused = pause
 
     def _fetch(self, most: int, timeout: float) -> None:

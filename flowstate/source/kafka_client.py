@@ -52,7 +52,7 @@ class Outages:
 
     def end_offset(self, consumer: Consumer, topic: str, partition: int) -> int:
         try:
-            answer = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=5)
+            answer = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=2)
         except KafkaException as error:
             raise _away(self._source, topic, error.args[0], None) from error
         if answer is None:
