@@ -41,7 +41,7 @@ class Catalogue:
         self._finite = finite
         self._by_path = by_path
         self._known: dict[str, tuple[Stat, str | None]] = {}
-        self._same: set[tuple[str, Stat, str, Stat]] = set()
+        self._compared: dict[tuple[str, Stat, str, Stat], bool] = {}
 
     def find(self) -> dict[str, Found]:
         """Split name -> its file, in the order of the paths. A file that goes away meanwhile is left out."""
@@ -126,8 +126,15 @@ class Catalogue:
 
     def _longer(self, path: str, stat: Stat, other: str, other_stat: Stat) -> bool:
         """Whether the log in `path` is longer than the same log in `other`. Refuses two different logs."""
-        if not self._text or (path, stat, other, other_stat) in self._same:
+        if not self._text:
             return False
+        pair = (path, stat, other, other_stat)
+        if pair not in self._compared:
+            self._compared = {known: each for known, each in self._compared.items() if known[0] != path}
+            self._compared[pair] = self._compare(path, other)
+        return self._compared[pair]
+
+    def _compare(self, path: str, other: str) -> bool:
         first, second = self._storage.open_content(path), self._storage.open_content(other)
         try:
             while True:
@@ -144,7 +151,6 @@ class Catalogue:
                 if len(one) != len(two):
                     return len(one) > len(two)
                 if not one:
-                    self._same.add((path, stat, other, other_stat))
                     return False
         finally:
             first.close()

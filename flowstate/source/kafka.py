@@ -192,6 +192,7 @@ class KafkaReader(SourceReader):
             split = self._splits.get(partition) if partition is not None else None
             error = message.error()
             if error is None:
+                self._outages.errors.clear()
                 if split is not None and _offset(message) >= split.position:
                     split.waiting.append(message)
             elif split is not None:
