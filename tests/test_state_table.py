@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from decimal import Decimal
@@ -114,13 +115,15 @@ def cuts(rows: int) -> st.SearchStrategy[list[int]]:
 
 
 def pieces(batch: pa.RecordBatch, at: list[int]) -> list[pa.RecordBatch]:
-    return [batch.slice(first, last - first) for first, last in zip(at, at[1:], strict=False)]
+    return [batch.slice(first, last - first) for first, last in itertools.pairwise(at)]
 
 
 def canonical(spec: TableSpec, batch: pa.RecordBatch) -> list[tuple[Any, ...]]:
     """Rows that can be compared and counted: one NaN, -0.0 in keys is 0.0, floats that were added up to nine digits."""
     rough = {each.name for each in spec.aggregates if each.function in ("mean", "var", "std")}
-    rough |= {each.name for each in spec.aggregates if each.function == "sum" and pa.types.is_floating(each.result_type)}
+    rough |= {
+        each.name for each in spec.aggregates if each.function == "sum" and pa.types.is_floating(each.result_type)
+    }
     columns = []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         values: list[Any] = plain(column)
@@ -149,7 +152,9 @@ def rows_of(table: KeyedTable) -> pa.RecordBatch:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data(), tables(), st.sampled_from([1, 2, 8, 16384]))
-def test_table_agrees_with_the_naive_twin(data: st.DataObject, made: tuple[TableSpec, pa.RecordBatch], chunk_rows: int) -> None:
+def test_table_agrees_with_the_naive_twin(
+    data: st.DataObject, made: tuple[TableSpec, pa.RecordBatch], chunk_rows: int
+) -> None:
     spec, batch = made
     reference = ReferenceTable(spec)
     table = KeyedTable(spec, seed=5, chunk_rows=chunk_rows)
@@ -189,7 +194,11 @@ def _check_lookup(data: st.DataObject, spec: TableSpec, table: KeyedTable, expec
         return
     names = spec.key_schema.names[: data.draw(st.sampled_from([len(spec.keys), len(spec.key_schema)]))]
     wanted = data.draw(st.lists(st.integers(0, expected.num_rows - 1), min_size=1, max_size=4))
-    asked = expected.select(names).take(wanted) if names else pa.RecordBatch.from_struct_array(pa.array([{}], pa.struct([])))
+    asked = (
+        expected.select(names).take(wanted)
+        if names
+        else pa.RecordBatch.from_struct_array(pa.array([{}], pa.struct([])))
+    )
     found = canonical(spec, table.lookup(asked))
     if not names:
         assert found == canonical(spec, expected)
@@ -210,14 +219,18 @@ def _check_windows(data: st.DataObject, spec: TableSpec, table: KeyedTable, refe
         return
     ends = Counter(plain(reference.results().column("month_end")))
     assert table.windows() == sorted((end * 1000, rows) for end, rows in ends.items())
-    after, upto = sorted(data.draw(st.tuples(*[st.sampled_from([1_000_000, 1_001_000, 2_001_000, 2_001_001, 9_000_000])] * 2)))
+    after, upto = sorted(
+        data.draw(st.tuples(*[st.sampled_from([1_000_000, 1_001_000, 2_001_000, 2_001_001, 9_000_000])] * 2))
+    )
     closed = reference.results(lambda key: after < key[-1] * 1000 + 1000 <= upto)
     assert canonical(spec, table.view().closed(after, upto)) == canonical(spec, closed)
     upto = data.draw(st.sampled_from([0, 1_004_999, 1_005_000, 2_005_000, 7_000_000]))
     view, before = table.view(), canonical(spec, reference.results())
     assert table.expire(upto) == reference.expire(upto)
     assert canonical(spec, rows_of(table)) == canonical(spec, reference.results())
-    assert sorted(row for each in view.batches() for row in map(repr, canonical(spec, each))) == sorted(map(repr, before))
+    assert sorted(row for each in view.batches() for row in map(repr, canonical(spec, each))) == sorted(
+        map(repr, before)
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -230,14 +243,17 @@ def test_state_moves_between_any_numbers_of_partitions(
     whole.apply(batch)
     old = [KeyedTable(spec, seed=9, chunk_rows=4) for _ in range(before)]
     # Rows are dealt out at random, so that several old partitions have state of one key.
-    dealt = np.array(data.draw(st.lists(st.integers(0, before - 1), min_size=batch.num_rows, max_size=batch.num_rows)), int)
+    dealt = np.array(
+        data.draw(st.lists(st.integers(0, before - 1), min_size=batch.num_rows, max_size=batch.num_rows)), int
+    )
     for number, table in enumerate(old):
         table.apply(batch.filter(pa.array(dealt == number)))
     saved = [chunk.state() for table in old for chunk in table.view().chunks]
     new = [KeyedTable(spec, seed=9, chunk_rows=2) for _ in range(after)]
     for number, table in enumerate(new):
         table.restore(
-            data.draw(st.permutations(saved)), lambda h, number=number: owner_of_groups(key_groups(h), 128, after) == number
+            data.draw(st.permutations(saved)),
+            lambda h, number=number: owner_of_groups(key_groups(h), 128, after) == number,
         )
     try:
         expected = canonical(spec, rows_of(whole))
@@ -323,5 +339,3 @@ def test_lookup_takes_all_plain_keys_or_the_full_key() -> None:
     with pytest.raises(InvalidFlow, match="all plain keys"):
         table.lookup(pa.record_batch({"a": ["x"], "b": ["y"]}))
     assert table.lookup(pa.record_batch({"customer": ["nobody"]})).num_rows == 0
-
-

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """Keys as machine words: one canonical encoding for any key columns, and the hash of it.
 
 A key of any number of columns becomes a *record* of 8-byte words::
@@ -37,7 +38,7 @@ _M2 = U(0xD6E8FEB86659FD93)
 
 
 @inlined
-def mix(value):  # type: ignore[no-untyped-def]
+def mix(value):
     """Spread 64 bits over 64 bits, bijectively."""
     value ^= value >> U(32)
     value *= _M2
@@ -48,7 +49,13 @@ def mix(value):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def hash_words(address, words, seed, key):  # type: ignore[no-untyped-def]
+def seed_key(seed):
+    """The multiplier of `hash_words`."""
+    return mix(seed) | U(1)
+
+
+@inlined
+def hash_words(address, words, seed, key):
     """The hash of `words` words: pairs of them multiplied to 128 bits and folded, as in wyhash (Wang Yi, 2019), but with a multiplier
     that the seed gives, so that nobody can choose words that cancel it."""
     value = seed
@@ -62,12 +69,12 @@ def hash_words(address, words, seed, key):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def is_valid(validity, row):  # type: ignore[no-untyped-def]
+def is_valid(validity, row):
     return (load_byte(U(validity) + (U(row) >> U(3))) >> (U(row) & U(7))) & U(1) != U(0)
 
 
 @inlined
-def load_part(address, size, end):  # type: ignore[no-untyped-def]
+def load_part(address, size, end):
     """The next `size` (1 to 8) bytes at `address` as a word, reading nothing at or past `end`."""
     if address + U(8) <= end:
         word = load(address)
@@ -81,7 +88,7 @@ def load_part(address, size, end):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def float_word(bits):  # type: ignore[no-untyped-def]
+def float_word(bits):
     """-0.0 is 0.0, and every NaN is one NaN."""
     value = as_float(bits)
     if value == 0.0:
@@ -90,7 +97,7 @@ def float_word(bits):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def extent(columns, column, row):  # type: ignore[no-untyped-def]
+def extent(columns, column, row):
     """Where a variable value begins (bytes from VALUES) and how long it is; nothing is said about nulls."""
     at = row + columns[column, FIRST]
     if columns[column, KIND] == BYTES:
@@ -101,14 +108,14 @@ def extent(columns, column, row):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def encode(columns, head_words, first, last, starts, cursors, scratch, hashed, seed, hashes):  # type: ignore[no-untyped-def]
+def encode(columns, head_words, first, last, starts, cursors, scratch, hashed, seed, hashes):
     """Encode rows from `first` up to at most `last` into `scratch`; the words of the i-th are ``starts[i]:starts[i + 1]``. Unless they
     are `hashed` already, put the i-th hash into ``hashes[i]``.
 
     Returns the row after the last encoded one: `first` itself if scratch is too small for a single record. Needs room for
     ``last - first + 1`` starts and cursors.
     """
-    key = mix(seed) | U(1)
+    key = seed_key(seed)
     if columns.shape[0] == 1 and columns[0, KIND] == BYTES:
         return _encode_text(columns, first, last, starts, scratch, hashed, seed, key, hashes)
     if columns.shape[0] == 1 and columns[0, KIND] == WORD:
@@ -123,7 +130,7 @@ def encode(columns, head_words, first, last, starts, cursors, scratch, hashed, s
 
 
 @kernel
-def _encode_any(columns, head_words, first, last, starts, cursors, scratch):  # type: ignore[no-untyped-def]
+def _encode_any(columns, head_words, first, last, starts, cursors, scratch):
     """`encode` for any columns."""
     count = columns.shape[0]
     capacity = scratch.shape[0]
@@ -188,7 +195,7 @@ def _encode_any(columns, head_words, first, last, starts, cursors, scratch):  # 
 
 
 @kernel
-def _encode_text(columns, first, last, starts, scratch, hashed, seed, key, hashes):  # type: ignore[no-untyped-def]
+def _encode_text(columns, first, last, starts, scratch, hashed, seed, key, hashes):
     """`encode` for the commonest key: one column of text."""
     values, end, validity, shift = U(columns[0, VALUES]), U(columns[0, END]), columns[0, VALIDITY], columns[0, FIRST]
     offset = U(columns[0, OFFSETS]) + U(first + shift) * U(4)
@@ -229,7 +236,7 @@ def _encode_text(columns, first, last, starts, scratch, hashed, seed, key, hashe
 
 
 @kernel
-def _encode_word(columns, first, last, starts, scratch):  # type: ignore[no-untyped-def]
+def _encode_word(columns, first, last, starts, scratch):
     """`encode` for one column that fits a word."""
     values, validity, shift = U(columns[0, VALUES]), columns[0, VALIDITY], columns[0, FIRST]
     last = min(last, first + scratch.shape[0] // 2)
@@ -247,7 +254,7 @@ def _encode_word(columns, first, last, starts, scratch):  # type: ignore[no-unty
 
 
 @kernel
-def hash_rows(columns, head_words, rows, seed, starts, cursors, scratch, hashes):  # type: ignore[no-untyped-def]
+def hash_rows(columns, head_words, rows, seed, starts, cursors, scratch, hashes):
     """Hash rows into `hashes`. Returns how many were done; fewer than `rows` if the next record does not fit `scratch`."""
     row = 0
     while row < rows:

@@ -60,7 +60,7 @@ def key_kind(kind: pa.DataType) -> int:
         return _FLOAT
     if types.is_decimal(kind) and not types.is_decimal256(kind):
         return _DECIMAL
-    if types.is_integer(kind) or types.is_temporal(kind) and kind != pa.month_day_nano_interval():
+    if types.is_integer(kind) or (types.is_temporal(kind) and kind != pa.month_day_nano_interval()):
         return _WORD
     if types.is_boolean(kind) or types.is_null(kind):
         return _WORD

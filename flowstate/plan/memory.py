@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator"
 """Memory as kernels see it: addresses, unaligned words, prefetching. None of it checks anything; callers own the bounds."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load(typingctx: Any, address: Any) -> Any:
     """The uint64 at `address`, which need not be aligned. Reads eight bytes."""
 
@@ -21,7 +22,7 @@ def load(typingctx: Any, address: Any) -> Any:
     return types.uint64(types.uint64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load_byte(typingctx: Any, address: Any) -> Any:
     """The uint8 at `address`, as uint64."""
 
@@ -32,7 +33,7 @@ def load_byte(typingctx: Any, address: Any) -> Any:
     return types.uint64(types.uint64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load_half(typingctx: Any, address: Any) -> Any:
     """The int32 at `address` (aligned), as int64."""
 
@@ -44,7 +45,7 @@ def load_half(typingctx: Any, address: Any) -> Any:
     return types.int64(types.uint64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def store(typingctx: Any, address: Any, value: Any) -> Any:
     """Write the uint64 `value` at `address`, which need not be aligned."""
 
@@ -56,7 +57,7 @@ def store(typingctx: Any, address: Any, value: Any) -> Any:
     return types.void(types.uint64, types.uint64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def store_byte(typingctx: Any, address: Any, value: Any) -> Any:
     """Write the low byte of `value` at `address`."""
 
@@ -68,7 +69,7 @@ def store_byte(typingctx: Any, address: Any, value: Any) -> Any:
     return types.void(types.uint64, types.uint64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def as_float(typingctx: Any, bits: Any) -> Any:
     """The float64 with these bits."""
 
@@ -78,7 +79,7 @@ def as_float(typingctx: Any, bits: Any) -> Any:
     return types.float64(types.uint64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def as_bits(typingctx: Any, value: Any) -> Any:
     """The bits of a float64."""
 
@@ -88,7 +89,7 @@ def as_bits(typingctx: Any, value: Any) -> Any:
     return types.uint64(types.float64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def multiply_fold(typingctx: Any, a: Any, b: Any) -> Any:
     """The high word of the 128-bit product of two uint64, xor the low one."""
 
@@ -101,7 +102,7 @@ def multiply_fold(typingctx: Any, a: Any, b: Any) -> Any:
     return types.uint64(types.uint64, types.uint64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask the cache for the line at `address`; harmless for any address."""
 

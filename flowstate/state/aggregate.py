@@ -32,7 +32,9 @@ from flowstate.state.cells import (
 )
 
 #: Operations and program columns: those of `kernels.fold`, which is imported only when kernels are needed.
-LEN, COUNT, ADD_WORD, SUM_WORD, SUM_DECIMAL, SUM_WIDE, ADD_WIDE, SUM_FLOAT, SPREAD, MERGE_SPREAD, EXTREME, ORDERED = range(12)
+LEN, COUNT, ADD_WORD, SUM_WORD, SUM_DECIMAL, SUM_WIDE, ADD_WIDE, SUM_FLOAT, SPREAD, MERGE_SPREAD, EXTREME, ORDERED = (
+    range(12)
+)
 OPERATION, COLUMN, VALUES, VALIDITY, FIRST, FLAGS, KIND, SIGN, OFFSETS, SECOND, THIRD, RANKS, FIELDS = range(13)
 WORD, FLOAT, DECIMAL, BYTES = range(4)
 
@@ -146,7 +148,7 @@ def _count(column: int, values: pa.Array, inputs: Inputs) -> Line:
 
 
 def _is_wide(kind: pa.DataType) -> bool:
-    return pa.types.is_decimal128(kind) and kind.precision > 18
+    return bool(pa.types.is_decimal128(kind) and kind.precision > 18)
 
 
 def _sum_column(kind: pa.DataType) -> StateColumn:
@@ -259,7 +261,9 @@ def _value_kind(kind: pa.DataType) -> int:
         return FLOAT
     if types.is_decimal(kind) or types.is_uint64(kind):
         return DECIMAL
-    is_text = types.is_large_string(kind) or types.is_large_binary(kind) or types.is_string(kind) or types.is_binary(kind)
+    is_text = (
+        types.is_large_string(kind) or types.is_large_binary(kind) or types.is_string(kind) or types.is_binary(kind)
+    )
     if is_text or types.is_string_view(kind) or types.is_binary_view(kind) or types.is_fixed_size_binary(kind):
         return BYTES
     return WORD
@@ -335,7 +339,9 @@ class Ordered(Extreme):
         places = tuple(StateColumn(name, INT64) for name in ("time", "rank", "offset"))
         self.columns = (StateColumn("flag", FLAG), *places, _value_column(self.spec.input_type))
 
-    def _ordered(self, values: pa.Array, flags: npt.NDArray[np.uint8], order: tuple[Any, Any, Any], inputs: Inputs) -> Line:
+    def _ordered(
+        self, values: pa.Array, flags: npt.NDArray[np.uint8], order: tuple[Any, Any, Any], inputs: Inputs
+    ) -> Line:
         line = self._program(values, flags, inputs)
         line[OPERATION], line[SIGN] = ORDERED, 1 if self.spec.function == "first" else -1
         line[SECOND], line[RANKS], line[THIRD] = (inputs.address(each) for each in order)
@@ -364,8 +370,9 @@ def aggregates_of(specs: tuple[AggregateSpec, ...]) -> list[Aggregate]:
     column = 0
     for spec in specs:
         if spec.function not in _KINDS:
-            raise InvalidFlow("there is no such aggregate", aggregate=spec.name, function=spec.function, known=sorted(_KINDS))
+            raise InvalidFlow(
+                "there is no such aggregate", aggregate=spec.name, function=spec.function, known=sorted(_KINDS)
+            )
         made.append(_KINDS[spec.function](spec, column))
         column += len(made[-1].columns)
     return made
-

@@ -155,8 +155,8 @@ class AppendTable:
                 raise CorruptData(
                     "a saved chunk has another schema than its table", table=self.spec.name, found=str(batch.schema)
                 )
-            for split, rows in self._by_split(batch, keep):
-                split.add(rows, self.spec.keep_rows)
+            for owned, rows in self._by_split(batch, keep):
+                owned.add(rows, self.spec.keep_rows)
 
     def _split(self, name: str) -> _Split:
         if name not in self._splits:
@@ -176,5 +176,3 @@ class AppendTable:
                 continue
             rows = batch if len(splits) == 1 else batch.filter(pc.equal(batch.column("split"), name))
             yield self._split(name), rows
-
-

@@ -7,6 +7,7 @@ and go back to it by munmap, so that dropped windows really free memory.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import sys
 from collections import deque
@@ -17,15 +18,32 @@ import numpy.typing as npt
 import pyarrow as pa
 
 _MAPPED = 64 * 1024  # smaller memory comes from the heap
+_HUGE = 2 * 1024 * 1024
 
 
 def zeroed(size: int) -> npt.NDArray[np.uint8]:
-    """`size` bytes of zeros, aligned to 64, mapped if large."""
+    """`size` bytes of zeros, aligned to 64; mapped if large, and in huge pages if they would be filled: random access to many
+    megabytes is bound by address translation (half of the time with 2 million keys)."""
+    if size >= _HUGE:
+        mapped = _mapped(size + _HUGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without them
+                mapped.madvise(mmap.MADV_HUGEPAGE)
+        return _aligned(np.frombuffer(mapped, np.uint8), size, _HUGE)
     if size >= _MAPPED:
-        return np.frombuffer(mmap.mmap(-1, size), np.uint8)
-    spare = np.zeros(size + 64, np.uint8)
-    start = -spare.ctypes.data % 64
-    return spare[start : start + size]
+        return np.frombuffer(_mapped(size), np.uint8)
+    return _aligned(np.zeros(size + 64, np.uint8), size, 64)
+
+
+def _mapped(size: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _aligned(memory: npt.NDArray[np.uint8], size: int, to: int) -> npt.NDArray[np.uint8]:
+    start = -memory.ctypes.data % to
+    return memory[start : start + size]
 
 
 class Pool:

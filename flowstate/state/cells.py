@@ -56,8 +56,10 @@ def from_values(kind: pa.DataType, values: pa.Array) -> pa.Array:
     if values.type == kind:
         return values
     if types.is_uint64(kind) and types.is_decimal(values.type):
-        words = np.frombuffer(values.buffers()[1], np.uint64)[:: 2][values.offset : values.offset + len(values)]
-        return pa.Array.from_buffers(kind, len(values), [values.buffers()[0], pa.py_buffer(np.ascontiguousarray(words))])
+        words = np.frombuffer(values.buffers()[1], np.uint64)[::2][values.offset : values.offset + len(values)]
+        return pa.Array.from_buffers(
+            kind, len(values), [values.buffers()[0], pa.py_buffer(np.ascontiguousarray(words))]
+        )
     if types.is_decimal128(kind) and types.is_decimal128(values.type):
         return pa.Array.from_buffers(kind, len(values), values.buffers(), offset=values.offset)
     if types.is_temporal(kind):
@@ -73,7 +75,9 @@ def from_values(kind: pa.DataType, values: pa.Array) -> pa.Array:
     return values.cast(kind, safe=not types.is_floating(kind))
 
 
-def sum_to_array(state: pa.DataType, buffer: pa.Buffer, rows: int, source: pa.DataType, result: pa.DataType) -> pa.Array:
+def sum_to_array(
+    state: pa.DataType, buffer: pa.Buffer, rows: int, source: pa.DataType, result: pa.DataType
+) -> pa.Array:
     """Sums as results. Raises `DoesNotFit`, for integers outside the type and decimals of too many digits."""
     types = pa.types
     if types.is_floating(state):

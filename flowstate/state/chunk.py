@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,9 @@ class Layout:
         variable = [index for index, kind in enumerate(self.kinds) if kind >= _BYTES]
         self.variable = {column: place for place, column in enumerate(variable)}
         self.length_places = np.array([self.places[index] for index in variable[:-1]], np.int64)
-        parts = [pa.field(f"{each.spec.name}.{part.name}", part.type) for each in self.aggregates for part in each.columns]
+        parts = [
+            pa.field(f"{each.spec.name}.{part.name}", part.type) for each in self.aggregates for part in each.columns
+        ]
         self.state_schema = pa.schema([*self.key_schema, *parts])
         self._offsets: dict[int, list[int]] = {}
 
@@ -69,10 +71,16 @@ class Layout:
         return self._offsets[capacity]
 
     def window_columns(self, start: int, end: int, rows: int) -> list[pa.Array]:
-        return [] if self.spec.window is None else [self.time_array(np.full(rows, each, np.int64)) for each in (start, end)]
+        return (
+            []
+            if self.spec.window is None
+            else [self.time_array(np.full(rows, each, np.int64)) for each in (start, end)]
+        )
 
     def time_array(self, values: npt.NDArray[np.int64]) -> pa.Array:
-        return from_values(self.spec.time_type, pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)]))
+        return from_values(
+            self.spec.time_type, pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
+        )
 
     def result(self, aggregate: Aggregate, read: Read, keys: Sequence[pa.Array], rows: int) -> pa.Array:
         """The results of one aggregate; an error names the key of the row that has none."""
@@ -95,10 +103,6 @@ class Keys:
     end: int
     segments: list[tuple[int, npt.NDArray[np.uint8]]] = field(default_factory=list)
     _decoded: tuple[int, list[pa.Array]] = (0, [])
-
-    @property
-    def nbytes(self) -> int:
-        return sum(memory.nbytes for _, memory in self.segments)
 
     @property
     def decoded_nbytes(self) -> int:
@@ -151,12 +155,16 @@ class Keys:
         return from_values(type_, pa.Array.from_buffers(stored, rows, [validity, pa.py_buffer(words)]))
 
 
-def gathered(begins: npt.NDArray[np.uint64], sizes: npt.NDArray[np.int64], kind: type[Any]) -> tuple[pa.Buffer, pa.Buffer]:
+def gathered(
+    begins: npt.NDArray[np.uint64], sizes: npt.NDArray[np.int64], kind: type[Any]
+) -> tuple[pa.Buffer, pa.Buffer]:
     """Offsets and data of an Arrow column, from where its values lie."""
     offsets = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=offsets[1:])
     if kind is np.int32 and offsets[-1] > 2**31 - 1:
-        raise InvalidFlow("the keys of one chunk are over 2 GiB; use large_string or shorter keys", bytes=int(offsets[-1]))
+        raise InvalidFlow(
+            "the keys of one chunk are over 2 GiB; use large_string or shorter keys", bytes=int(offsets[-1])
+        )
     data = np.empty(int(offsets[-1]), np.uint8)
     decode.gather_bytes(begins, sizes, data.ctypes.data)
     return pa.py_buffer(offsets.astype(kind, copy=False)), pa.py_buffer(data)
@@ -209,7 +217,7 @@ class Chunk:
         found = dict(zip(layout.key_schema.names, keys, strict=True))
         for each in layout.aggregates:
             if each.spec.name in names:
-                found[each.spec.name] = layout.result(each, lambda place, each=each: self._read(each, place), keys, self.rows)
+                found[each.spec.name] = layout.result(each, partial(self._read, each), keys, self.rows)
         fields = [layout.schema.field(name) for name in names]
         if not fields:
             return pa.RecordBatch.from_struct_array(pa.array([{}] * self.rows, pa.struct([])))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from flowstate.errors import CorruptData, InvalidFlow
+from flowstate.errors import CorruptData, InternalError, InvalidFlow
 from flowstate.plan import encoding
 from flowstate.plan.keys import KeyColumns, UInt64s, hash_columns, key_array, seed_word
 from flowstate.plan.position import NEVER, OFFSET, TIME
@@ -30,7 +30,7 @@ from flowstate.state.lookup import Found, found_rows
 from flowstate.state.view import TableView, micros_per
 
 _FIRST_ROWS = 64
-_SEGMENT = 1 << 20
+_MOST_KEYS = 4 << 20  # bytes of one piece of memory for keys
 _FAR_BYTES = 1 << 19  # state beyond this does not stay in the second-level cache: ask for it ahead
 _AHEAD = 24
 
@@ -40,11 +40,14 @@ Keep = Callable[[UInt64s], npt.NDArray[np.bool_]]
 
 @dataclass
 class _Window:
-    """A window that has rows: its start and end in the unit of the time type, and its chunks."""
+    """A window that has rows: its start and end in the unit of the time type, its chunks, and the memory that its next keys go to
+    (the chunks hold all of it)."""
 
     start: int
     end: int
     chunks: list[int] = field(default_factory=list)
+    key_bytes: int = 0
+    memory: npt.NDArray[np.uint8] | None = None
 
 
 class KeyedTable:
@@ -55,7 +58,7 @@ class KeyedTable:
         self._layout = Layout(spec)
         self._shift = max(0, (chunk_rows - 1).bit_length())
         self._seed_word = seed_word(seed)
-        self._pool, self._index = Pool(), Index()
+        self._pool, self._index = Pool(), Index(self._layout.head_words, self._seed_word)
         self._serial, self._last_view, self._next_id = 0, -1, 0
         self._windows: dict[int, _Window] = {}
         self._window_ids: dict[tuple[int, int], int] = {}
@@ -93,6 +96,8 @@ class KeyedTable:
         keys = KeyColumns.of([batch.column(each.name) for each in spec.keys], rows)
         starts, ends = self._window_columns(batch)
         columns = {each.input: batch.column(each.input) for each in spec.aggregates if each.input is not None}
+        if hashes is not None and spec.keys:
+            self._check_hashes(batch, hashes)
         inputs = Inputs(columns, self._order(batch, split_rank) if spec.ordered else None)
         lines = [line for each in self._layout.aggregates for line in each.fold(inputs)]
         self._merge(keys, starts, ends, hashes, lines)
@@ -124,6 +129,17 @@ class KeyedTable:
             self._merge(keys, starts, ends, None, lines)
             del inputs
 
+    def _check_hashes(self, batch: pa.RecordBatch, hashes: UInt64s) -> None:
+        """The index computes hashes again when it grows: with other ones, keys would be lost and made anew. One row tells."""
+        first = KeyColumns.of([batch.column(each.name).slice(0, 1) for each in self.spec.keys], 1)
+        if len(hashes) != batch.num_rows or hash_columns(first, self.seed)[0] != hashes[0]:
+            raise InternalError(
+                "hashes are not those of the rows under the table's seed",
+                view=self.spec.name,
+                rows=batch.num_rows,
+                hashes=len(hashes),
+            )
+
     def _window_columns(self, batch: pa.RecordBatch) -> tuple[pa.Array | None, pa.Array | None]:
         window = self.spec.window
         if window is None:
@@ -132,7 +148,10 @@ class KeyedTable:
         for each in columns:
             if each.type != self.spec.time_type or each.null_count:
                 raise InvalidFlow(
-                    "a window needs times of its type, without nulls", window=window.name, type=str(each.type), nulls=each.null_count
+                    "a window needs times of its type, without nulls",
+                    window=window.name,
+                    type=str(each.type),
+                    nulls=each.null_count,
                 )
         return key_array(columns[0])[1], columns[1]
 
@@ -145,7 +164,12 @@ class KeyedTable:
         return times, np.full(rows, split_rank, np.int64), offsets
 
     def _merge(
-        self, keys: KeyColumns, starts: pa.Array | None, ends: pa.Array | None, hashes: UInt64s | None, lines: list[Line]
+        self,
+        keys: KeyColumns,
+        starts: pa.Array | None,
+        ends: pa.Array | None,
+        hashes: UInt64s | None,
+        lines: list[Line],
     ) -> None:
         self._serial += 1
         windows = self._windows_of(keys.rows, starts, ends)
@@ -248,19 +272,30 @@ class KeyedTable:
         self._ids[chunk], self._next_id = self._next_id, self._next_id + 1
         self._filled[chunk], self._arenas[chunk] = 0, 0
         self._place(chunk, Stored(keys, self._fresh(capacity), capacity, None))
-        first = chunk << self._shift
-        self._tails[window] = 0, 0, first, first + capacity
+        self._tails[window, kernels.NEXT] = chunk << self._shift
+        self._tails[window, kernels.LIMIT] = (chunk << self._shift) + capacity
+        self._segment(window)
 
     def _more_keys(self, window: int, needed: int) -> None:
-        """Give the window's last chunk memory for keys: for all rows that it has room for, if they are as long as this one."""
-        chunk = self._windows[window].chunks[-1]
-        stored = self._stored[chunk]
-        assert stored is not None
-        row, limit = self._tails[window, kernels.NEXT], self._tails[window, kernels.LIMIT]
-        memory = zeroed(max(needed, min(needed * int(limit - row), _SEGMENT)))
-        stored.keys.segments.append((int(row) & ((1 << self._shift) - 1), memory))
+        """Give the window memory for keys: as much as it has already, within limits, and the `needed` bytes of the next."""
+        each = self._windows[window]
+        size = max(needed, min(_MOST_KEYS, max(each.key_bytes, needed * min(_FIRST_ROWS, 1 << self._shift))))
+        memory = zeroed(size)
+        each.key_bytes += size
         self._tails[window, kernels.CURSOR] = memory.ctypes.data
-        self._tails[window, kernels.END] = memory.ctypes.data + memory.nbytes
+        self._tails[window, kernels.END] = memory.ctypes.data + size
+        each.memory = memory
+        self._segment(window)
+
+    def _segment(self, window: int) -> None:
+        """The window's next row begins a segment, in what is left of its memory for keys."""
+        each = self._windows[window]
+        stored = self._stored[each.chunks[-1]]
+        assert stored is not None
+        if each.memory is not None:
+            used = int(self._tails[window, kernels.CURSOR]) - each.memory.ctypes.data
+            row = int(self._tails[window, kernels.NEXT]) & ((1 << self._shift) - 1)
+            stored.keys.segments.append((row, each.memory[used:]))
 
     # -- chunks ----------------------------------------------------------------------------------------------------------------
 
@@ -337,10 +372,20 @@ class KeyedTable:
     def memory(self) -> dict[str, int]:
         """Bytes: of the index; of keys, with their two words of bookkeeping; of aggregate state; other."""
         stored = [each for each in self._stored if each is not None]
-        own = (self._ids, self._versions, self._born, self._filled, self._arenas, self._pointers, self._tails, self._window_table)
+        keys = sum(each.key_bytes for each in self._windows.values())
+        own = (
+            self._ids,
+            self._versions,
+            self._born,
+            self._filled,
+            self._arenas,
+            self._pointers,
+            self._tails,
+            self._window_table,
+        )
         return {
             "index": self._index.nbytes,
-            "keys": sum(each.keys.nbytes for each in stored),
+            "keys": keys,
             "columns": sum(each.block.size + (0 if each.values is None else each.values.nbytes) for each in stored),
             "other": sum(each.nbytes for each in own)
             + self._pool.waiting
@@ -352,7 +397,11 @@ class KeyedTable:
         used = len(self._stored)
         self._last_view = self._serial
         return TableView(
-            self._layout, list(self._stored), self._ids[:used].copy(), self._versions[:used].copy(), self._filled[:used].copy()
+            self._layout,
+            list(self._stored),
+            self._ids[:used].copy(),
+            self._versions[:used].copy(),
+            self._filled[:used].copy(),
         )
 
     def lookup(self, keys: pa.RecordBatch) -> pa.RecordBatch:
@@ -442,5 +491,3 @@ def _int64_at(column: pa.Array, row: int) -> int:
 def _doubled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The same with twice the rows, the new ones zero."""
     return np.concatenate([array, np.zeros_like(array)])
-
-

@@ -24,7 +24,12 @@ def _spec() -> TableSpec:
         AggregateSpec(f"{function}_{name}", function, name, inputs[name], _result(function, inputs[name], results))
         for function, name in functions
     )
-    keys = (pa.field("k", pa.string()), pa.field("n", pa.int64()), pa.field("x", pa.decimal128(10, 2)), pa.field("l", pa.string()))
+    keys = (
+        pa.field("k", pa.string()),
+        pa.field("n", pa.int64()),
+        pa.field("x", pa.decimal128(10, 2)),
+        pa.field("l", pa.string()),
+    )
     window = WindowSpec("at", Period(microseconds=1), _TIME, grace=0, keep=0)
     return TableSpec("warm_up", keys, window, (AggregateSpec("len", "len", None, None, pa.int64()), *aggregates), _TIME)
 

@@ -40,7 +40,9 @@ class ReferenceTable:
 
     def apply(self, batch: pa.RecordBatch, split_rank: int = 0) -> None:
         names = self.spec.key_schema.names
-        keys = list(zip(*(plain(batch.column(name)) for name in names), strict=True)) if names else [()] * batch.num_rows
+        keys = (
+            list(zip(*(plain(batch.column(name)) for name in names), strict=True)) if names else [()] * batch.num_rows
+        )
         wanted = {each.input for each in self.spec.aggregates if each.input is not None}
         inputs = {name: plain(batch.column(name)) for name in wanted}
         offsets = plain(batch.column(OFFSET)) if OFFSET in batch.schema.names else range(batch.num_rows)
@@ -57,7 +59,9 @@ class ReferenceTable:
             return 0
         place = self.spec.key_schema.get_field_index(window.end_name)
         gone = [
-            key for key, (values, _) in self.kept.items() if window.expires(micros(values[place], window.time_type)) <= upto_us
+            key
+            for key, (values, _) in self.kept.items()
+            if window.expires(micros(values[place], window.time_type)) <= upto_us
         ]
         for key in gone:
             del self.kept[key]
@@ -194,5 +198,3 @@ def _spread(spec: AggregateSpec, values: list[float]) -> float | None:
     middle = statistics.fmean(values)
     spread = math.fsum((value - middle) ** 2 for value in values) / (len(values) - ddof)
     return math.sqrt(spread) if spec.function == "std" else spread
-
-

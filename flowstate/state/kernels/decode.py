@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """Kernels that turn stored records and cells back into columns."""
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ U = np.uint64
 
 
 @kernel
-def walk(address, rows, head_words, positions):  # type: ignore[no-untyped-def]
+def walk(address, rows, head_words, positions):
     """The addresses of the keys of `rows` stored records that follow one another from `address`."""
     at = U(address)
     for row in range(rows):
-        positions[row] = at + U(16)
-        size = load(at + U(16)) >> U(32)
-        at += (U(2 + head_words) + ((size + U(7)) >> U(3))) << U(3)
+        positions[row] = at + U(8)
+        size = load(at + U(8)) >> U(32)
+        at += (U(1 + head_words) + ((size + U(7)) >> U(3))) << U(3)
 
 
 @kernel
-def decode_validity(positions, column, valid):  # type: ignore[no-untyped-def]
+def decode_validity(positions, column, valid):
     """1 where the column's key is not null. Returns the number of nulls."""
-    nulls = 0
+    nulls = np.int64(0)
     word = 0 if column < 32 else 1 + ((column - 32) >> 6)
     bit = U(column) if column < 32 else U((column - 32) & 63)
     for row in range(positions.shape[0]):
@@ -34,7 +35,7 @@ def decode_validity(positions, column, valid):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def decode_words(positions, place, width, values):  # type: ignore[no-untyped-def]
+def decode_words(positions, place, width, values):
     """Fixed key columns of `width` words."""
     for row in range(positions.shape[0]):
         for word in range(width):
@@ -42,7 +43,7 @@ def decode_words(positions, place, width, values):  # type: ignore[no-untyped-de
 
 
 @kernel
-def decode_extents(positions, head_words, places, column, begins, sizes):  # type: ignore[no-untyped-def]
+def decode_extents(positions, head_words, places, column, begins, sizes):
     """Address and size of the `column`-th of the variable key columns; `places` has the words of all their lengths but the last."""
     for row in range(positions.shape[0]):
         at = positions[row]
@@ -59,7 +60,7 @@ def decode_extents(positions, head_words, places, column, begins, sizes):  # typ
 
 
 @kernel
-def gather_bytes(begins, sizes, target):  # type: ignore[no-untyped-def]
+def gather_bytes(begins, sizes, target):
     """Copy stretches of bytes one after the other to address `target`, writing nothing behind the last."""
     to = U(target)
     for row in range(begins.shape[0]):
@@ -75,7 +76,7 @@ def gather_bytes(begins, sizes, target):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def gather_cells(pointers, slots, shift, words, values):  # type: ignore[no-untyped-def]
+def gather_cells(pointers, slots, shift, words, values):
     """Copy the rows `slots` of a column of `words` words each out of its chunks."""
     mask = (1 << shift) - 1
     for index in range(slots.shape[0]):
@@ -86,7 +87,7 @@ def gather_cells(pointers, slots, shift, words, values):  # type: ignore[no-unty
 
 
 @kernel
-def gather_flags(pointers, slots, shift, values):  # type: ignore[no-untyped-def]
+def gather_flags(pointers, slots, shift, values):
     """`gather_cells` of a column of one byte each."""
     mask = (1 << shift) - 1
     for index in range(slots.shape[0]):

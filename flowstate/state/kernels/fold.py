@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """Kernels that fold values into aggregate state, and merge state into state. All zeros is the empty state of every aggregate.
 
 A *program* has one row of int64 per operation: what it does, its first state column, and the addresses of its inputs. State columns
@@ -14,7 +15,9 @@ from flowstate.plan.memory import as_bits, as_float, load, load_byte, load_half,
 
 U = np.uint64
 #: Operations.
-LEN, COUNT, ADD_WORD, SUM_WORD, SUM_DECIMAL, SUM_WIDE, ADD_WIDE, SUM_FLOAT, SPREAD, MERGE_SPREAD, EXTREME, ORDERED = range(12)
+LEN, COUNT, ADD_WORD, SUM_WORD, SUM_DECIMAL, SUM_WIDE, ADD_WIDE, SUM_FLOAT, SPREAD, MERGE_SPREAD, EXTREME, ORDERED = (
+    range(12)
+)
 #: Columns of a program. FLAGS are bytes: 0 nothing, 1 a value, 2 a null (which only first and last remember).
 OPERATION, COLUMN, VALUES, VALIDITY, FIRST, FLAGS, KIND, SIGN, OFFSETS, SECOND, THIRD, RANKS, FIELDS = range(13)
 #: Kinds of values that `EXTREME` and `ORDERED` keep.
@@ -25,20 +28,20 @@ _SIGN_BIT = U(1 << 63)
 
 
 @inlined
-def cell(pointers, slot, shift, width):  # type: ignore[no-untyped-def]
+def cell(pointers, slot, shift, width):
     """The address of a row's state in a column of `width` bytes a row."""
     return pointers[U(slot) >> U(shift)] + (U(slot) & ((U(1) << U(shift)) - U(1))) * U(width)
 
 
 @inlined
-def ask(pointers, slots, index, shift, width, ahead):  # type: ignore[no-untyped-def]
+def ask(pointers, slots, index, shift, width, ahead):
     """Prefetch the cell that is needed `ahead` rows later; 0 is for state that fits the caches anyway."""
     if ahead > 0 and index + ahead < slots.shape[0]:
         prefetch(cell(pointers, slots[index + ahead], shift, width))
 
 
 @inlined
-def add_two(at, low, high):  # type: ignore[no-untyped-def]
+def add_two(at, low, high):
     """Add a 128-bit number to the one at `at`."""
     before = load(at)
     total = before + low
@@ -47,7 +50,7 @@ def add_two(at, low, high):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def add_four(at, first, second, third, fourth):  # type: ignore[no-untyped-def]
+def add_four(at, first, second, third, fourth):
     """Add a 256-bit number to the one at `at`."""
     carry = U(0)
     for place, part in ((0, first), (8, second), (16, third), (24, fourth)):
@@ -61,7 +64,7 @@ def add_four(at, first, second, third, fourth):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def fold_len(pointers, slots, shift, ahead):  # type: ignore[no-untyped-def]
+def fold_len(pointers, slots, shift, ahead):
     for index in range(slots.shape[0]):
         ask(pointers, slots, index, shift, 8, ahead)
         at = cell(pointers, slots[index], shift, 8)
@@ -69,7 +72,7 @@ def fold_len(pointers, slots, shift, ahead):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def fold_count(pointers, slots, shift, validity, first, ahead):  # type: ignore[no-untyped-def]
+def fold_count(pointers, slots, shift, validity, first, ahead):
     for index in range(slots.shape[0]):
         ask(pointers, slots, index, shift, 8, ahead)
         if is_valid(validity, first + index):
@@ -78,14 +81,14 @@ def fold_count(pointers, slots, shift, validity, first, ahead):  # type: ignore[
 
 
 @kernel
-def add_words(pointers, slots, shift, values):  # type: ignore[no-untyped-def]
+def add_words(pointers, slots, shift, values):
     for index in range(slots.shape[0]):
         at = cell(pointers, slots[index], shift, 8)
         store(at, load(at) + load(values + U(8 * index)))
 
 
 @kernel
-def sum_words(pointers, slots, shift, values, validity, first, ahead):  # type: ignore[no-untyped-def]
+def sum_words(pointers, slots, shift, values, validity, first, ahead):
     for index in range(slots.shape[0]):
         ask(pointers, slots, index, shift, 16, ahead)
         if validity == 0 or is_valid(validity, first + index):
@@ -95,7 +98,7 @@ def sum_words(pointers, slots, shift, values, validity, first, ahead):  # type: 
 
 
 @kernel
-def sum_decimals(pointers, slots, shift, values, validity, first, ahead):  # type: ignore[no-untyped-def]
+def sum_decimals(pointers, slots, shift, values, validity, first, ahead):
     for index in range(slots.shape[0]):
         ask(pointers, slots, index, shift, 16, ahead)
         if validity == 0 or is_valid(validity, first + index):
@@ -104,7 +107,7 @@ def sum_decimals(pointers, slots, shift, values, validity, first, ahead):  # typ
 
 
 @kernel
-def sum_wide(pointers, slots, shift, values, validity, first):  # type: ignore[no-untyped-def]
+def sum_wide(pointers, slots, shift, values, validity, first):
     for index in range(slots.shape[0]):
         if validity == 0 or is_valid(validity, first + index):
             low, high = load(values + U(16 * index)), load(values + U(16 * index + 8))
@@ -113,7 +116,7 @@ def sum_wide(pointers, slots, shift, values, validity, first):  # type: ignore[n
 
 
 @kernel
-def add_wide(pointers, slots, shift, values):  # type: ignore[no-untyped-def]
+def add_wide(pointers, slots, shift, values):
     for index in range(slots.shape[0]):
         source = values + U(32 * index)
         parts = load(source), load(source + U(8)), load(source + U(16)), load(source + U(24))
@@ -121,7 +124,7 @@ def add_wide(pointers, slots, shift, values):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sum_floats(pointers, slots, shift, values, validity, first, ahead):  # type: ignore[no-untyped-def]
+def sum_floats(pointers, slots, shift, values, validity, first, ahead):
     for index in range(slots.shape[0]):
         ask(pointers, slots, index, shift, 8, ahead)
         if validity == 0 or is_valid(validity, first + index):
@@ -130,7 +133,7 @@ def sum_floats(pointers, slots, shift, values, validity, first, ahead):  # type:
 
 
 @kernel
-def spread(counts, means, squares, slots, shift, values, validity, first):  # type: ignore[no-untyped-def]
+def spread(counts, means, squares, slots, shift, values, validity, first):
     """Count, mean and sum of squared distances from it (Welford 1962)."""
     for index in range(slots.shape[0]):
         if validity == 0 or is_valid(validity, first + index):
@@ -146,7 +149,7 @@ def spread(counts, means, squares, slots, shift, values, validity, first):  # ty
 
 
 @kernel
-def merge_spread(counts, means, squares, slots, shift, other_counts, other_means, other_squares):  # type: ignore[no-untyped-def]
+def merge_spread(counts, means, squares, slots, shift, other_counts, other_means, other_squares):
     """The same of two sets of values together (Chan, Golub and LeVeque 1979)."""
     for index in range(slots.shape[0]):
         slot = slots[index]
@@ -155,7 +158,10 @@ def merge_spread(counts, means, squares, slots, shift, other_counts, other_means
         if other == U(0):
             continue
         mean, other_mean = as_float(load(cell(means, slot, shift, 8))), as_float(load(other_means + U(8 * index)))
-        square, other_square = as_float(load(cell(squares, slot, shift, 8))), as_float(load(other_squares + U(8 * index)))
+        square, other_square = (
+            as_float(load(cell(squares, slot, shift, 8))),
+            as_float(load(other_squares + U(8 * index))),
+        )
         if mine == U(0):
             mean, square = other_mean, other_square
         else:
@@ -169,7 +175,7 @@ def merge_spread(counts, means, squares, slots, shift, other_counts, other_means
 
 
 @kernel
-def compare(kind, sign, a, a_next, b, b_next):  # type: ignore[no-untyped-def]
+def compare(kind, sign, a, a_next, b, b_next):
     """Less than 0 if value a goes before b, in ascending order (`sign` 1) or descending (-1); NaN goes last either way, and -0.0 is
     less than 0.0. Decimals are two words, text an address and a size."""
     if kind == FLOAT:
@@ -204,7 +210,7 @@ def compare(kind, sign, a, a_next, b, b_next):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def value_at(kind, values, offsets, index):  # type: ignore[no-untyped-def]
+def value_at(kind, values, offsets, index):
     """The two words of an input value: for text, address and size (`offsets` are int64, or int32 and marked by the low bit)."""
     if kind == BYTES:
         if offsets & U(1):
@@ -218,7 +224,7 @@ def value_at(kind, values, offsets, index):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def keep_bytes(arena, address, size):  # type: ignore[no-untyped-def]
+def keep_bytes(arena, address, size):
     """Copy a text to the end of its chunk's value memory; the caller has seen that it fits. Returns where it is now."""
     kept = U(arena[0])
     for byte in range(size):
@@ -228,7 +234,7 @@ def keep_bytes(arena, address, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def extreme(first_row, pointers, column, slots, shift, kind, sign, values, offsets, flags, arenas):  # type: ignore[no-untyped-def]
+def extreme(first_row, pointers, column, slots, shift, kind, sign, values, offsets, flags, arenas):
     """min and max. Returns the row before which the value memory of its chunk was full, or the number of rows."""
     width = 16 if kind >= DECIMAL else 8
     for index in range(first_row, slots.shape[0]):
@@ -254,7 +260,9 @@ def extreme(first_row, pointers, column, slots, shift, kind, sign, values, offse
 
 
 @kernel
-def ordered(first_row, pointers, column, slots, shift, kind, sign, values, offsets, flags, times, ranks, places, arenas):  # type: ignore[no-untyped-def]
+def ordered(
+    first_row, pointers, column, slots, shift, kind, sign, values, offsets, flags, times, ranks, places, arenas
+):
     """first (`sign` 1) and last (-1) by (time, rank of the split, offset). Returns as `extreme` does."""
     width = 16 if kind >= DECIMAL else 8
     for index in range(first_row, slots.shape[0]):
@@ -295,7 +303,7 @@ def ordered(first_row, pointers, column, slots, shift, kind, sign, values, offse
 
 
 @kernel
-def run(program, operation, row, pointers, slots, shift, ahead, arenas):  # type: ignore[no-untyped-def]
+def run(program, operation, row, pointers, slots, shift, ahead, arenas):
     """Run the program from an operation and row on. Returns (operation, row) where value memory was full, else (operations, 0)."""
     while operation < program.shape[0]:
         line = program[operation]
@@ -327,7 +335,17 @@ def run(program, operation, row, pointers, slots, shift, ahead, arenas):  # type
             )
         elif what == EXTREME:
             stopped = extreme(
-                row, pointers, column, slots, shift, line[KIND], line[SIGN], values, U(line[OFFSETS]), U(line[FLAGS]), arenas
+                row,
+                pointers,
+                column,
+                slots,
+                shift,
+                line[KIND],
+                line[SIGN],
+                values,
+                U(line[OFFSETS]),
+                U(line[FLAGS]),
+                arenas,
             )
         elif what == ORDERED:
             stopped = ordered(

@@ -1,11 +1,11 @@
+# mypy: disable-error-code="no-untyped-def"
 """Kernels of the index: from a key and its window to a row, in blocks, each memory access asked for before it is needed.
 
 The index is 64 open-addressing tables, so that growing one of them is a short pause. A slot is one word: 16 bits of the hash and the
-address of the key's record; 0 is empty. A *stored record* is two words and the key's own (see `plan.encoding`)::
+address of the key's record; 0 is empty. A *stored record* is a word, and the key's own (see `plan.encoding`)::
 
-    hash                          of the key and its window
     window << 40 | row            row = chunk << shift | row in the chunk
-    the key's record
+    the key's record              from which the hash can be had again
 
 Records are written once and never moved, so that readers walk them while rows are added behind.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowstate.plan.encoding import BLOCK, encode
+from flowstate.plan.encoding import BLOCK, encode, hash_words, seed_key
 from flowstate.plan.kernel import inlined, kernel
 from flowstate.plan.memory import load, prefetch, store
 
@@ -32,20 +32,20 @@ _M2 = U(0xD6E8FEB86659FD93)
 
 
 @inlined
-def index_hash(route_hash, window):  # type: ignore[no-untyped-def]
+def index_hash(route_hash, window):
     """Low bits pick the slot, bits 42-47 the table, the upper 16 are the tag. (Owners hold a range of the route hash's high bits,
     which costs the tag the few bits that tell partitions apart.)"""
     return route_hash ^ (U(window) * _M1)
 
 
 @inlined
-def window_hash(start):  # type: ignore[no-untyped-def]
+def window_hash(start):
     value = U(start) * _M1
     return value ^ (value >> U(32))
 
 
 @kernel
-def assign_windows(starts, first, rows, table, ids):  # type: ignore[no-untyped-def]
+def assign_windows(starts, first, rows, table, ids):
     """The id of each row's window, from its start: windows follow one another, so that a start has one end. Returns the first row
     whose window is not in `table` (start, id + 1), or `rows`."""
     mask, base = U(table.shape[0] - 1), U(table.ctypes.data)
@@ -64,7 +64,7 @@ def assign_windows(starts, first, rows, table, ids):  # type: ignore[no-untyped-
 
 
 @kernel
-def add_window(table, start, window):  # type: ignore[no-untyped-def]
+def add_window(table, start, window):
     mask = U(table.shape[0] - 1)
     at = window_hash(start) & mask
     while table[at, 1] != 0:
@@ -73,7 +73,7 @@ def add_window(table, start, window):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _same(stored, key, words):  # type: ignore[no-untyped-def]
+def _same(stored, key, words):
     """Whether two records are equal. Records are prefix-free, so this ends before it reads past a shorter one."""
     place, end = U(0), words << U(3)
     while place < end:
@@ -83,8 +83,16 @@ def _same(stored, key, words):  # type: ignore[no-untyped-def]
     return True
 
 
+@inlined
+def _next(at, value, directory_at):
+    """The slot after the one at `at`, in the table of the hash `value`."""
+    entry_of = directory_at + (((value >> U(42)) & U(63)) << U(4))
+    base, mask = load(entry_of), load(entry_of + U(8))
+    return base + (((((at - base) >> U(3)) + U(1)) & mask) << U(3))
+
+
 @kernel
-def locate(  # type: ignore[no-untyped-def]
+def locate(
     columns, head_words, first, rows, windows, hashes, given, seed, insert, starts, cursors, scratch, mixed, homes,
     directory, counts, tails, filled, versions, serial, shift, slots,
 ):  # fmt: skip
@@ -110,10 +118,17 @@ def locate(  # type: ignore[no-untyped-def]
             home = load(entry_of) + ((value & load(entry_of + U(8))) << U(3))
             homes[index] = home
             prefetch(home)
+        # The lines of the slots are on their way. Go on to the first slot whose tag is right, and ask for its record.
         for index in range(count):
-            record = load(homes[index]) & _ADDRESS
+            value, at = mixed[index], homes[index]
+            entry, tag = load(at), value >> U(48)
+            while entry != U(0) and entry >> U(48) != tag:
+                at = _next(at, value, directory_at)
+                entry = load(at)
+            homes[index] = at
+            record = entry & _ADDRESS if entry != U(0) else at
             prefetch(record)
-            prefetch(record + U(40))
+            prefetch(record + U(32))
         for index in range(count):
             value, window = mixed[index], U(block_windows[index])
             at, tag = homes[index], value >> U(48)
@@ -125,13 +140,11 @@ def locate(  # type: ignore[no-untyped-def]
                     break
                 if entry >> U(48) == tag:
                     record = entry & _ADDRESS
-                    header = load(record + U(8))
-                    if header >> U(40) == window and _same(record + U(16), key, words):
+                    header = load(record)
+                    if header >> U(40) == window and _same(record + U(8), key, words):
                         slot = np.int64(header & _ROW)
                         break
-                entry_of = directory_at + (((value >> U(42)) & U(63)) << U(4))
-                base, mask = load(entry_of), load(entry_of + U(8))
-                at = base + (((((at - base) >> U(3)) + U(1)) & mask) << U(3))
+                at = _next(at, value, directory_at)
             if insert:
                 if slot < 0:
                     table = (value >> U(42)) & U(63)
@@ -140,13 +153,12 @@ def locate(  # type: ignore[no-untyped-def]
                     slot = tails[window, NEXT]
                     if slot >= tails[window, LIMIT]:
                         return row + index, ROWS, np.int64(window)
-                    record, size = U(tails[window, CURSOR]), (words + U(2)) << U(3)
+                    record, size = U(tails[window, CURSOR]), (words + U(1)) << U(3)
                     if record + size > U(tails[window, END]):
                         return row + index, ARENA, np.int64(size)
-                    store(record, value)
-                    store(record + U(8), (window << U(40)) | U(slot))
+                    store(record, (window << U(40)) | U(slot))
                     for word in range(words):
-                        store(record + U(16) + (U(word) << U(3)), load(key + (U(word) << U(3))))
+                        store(record + U(8) + (U(word) << U(3)), load(key + (U(word) << U(3))))
                     store(at, (tag << U(48)) | record)
                     counts[table, 0] += 1
                     tails[window, NEXT] = slot + 1
@@ -159,22 +171,27 @@ def locate(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def rehash(old, old_slots, new, new_slots, dead):  # type: ignore[no-untyped-def]
+def rehash(old, old_slots, new, new_slots, dead, head_words, seed):
     """Move the entries of one table at address `old` to an empty one at `new`, but those of dead windows (none if `dead` is empty).
     Returns how many it moved."""
-    ahead, moved, mask = 16, 0, U(new_slots - 1)
+    ahead, moved, mask = 24, 0, U(new_slots - 1)
+    key = seed_key(seed)
     for place in range(old_slots + ahead):
         if place < old_slots:
-            prefetch(load(U(old) + U(place) * U(8)) & _ADDRESS)
+            record = load(U(old) + U(place) * U(8)) & _ADDRESS
+            prefetch(record)
+            prefetch(record + U(32))
         if place < ahead:
             continue
         entry = load(U(old) + U(place - ahead) * U(8))
         if entry == U(0):
             continue
         record = entry & _ADDRESS
-        if dead.shape[0] > 0 and dead[load(record + U(8)) >> U(40)] != 0:
+        window = load(record) >> U(40)
+        if dead.shape[0] > 0 and dead[window] != 0:
             continue
-        at = load(record) & mask
+        words = U(head_words) + (((load(record + U(8)) >> U(32)) + U(7)) >> U(3))
+        at = index_hash(hash_words(record + U(8), np.int64(words), seed, key), window) & mask
         while load(U(new) + (at << U(3))) != U(0):
             at = (at + U(1)) & mask
         store(U(new) + (at << U(3)), entry)
