@@ -109,6 +109,7 @@ class Coordinator:
         self.raising: dict[str, int] = {}  # split -> partition that is to read it
         self.raised: dict[str, int] = {}  # split -> greatest reader epoch that is known to be raised
         self.joining: set[str] = set()  # splits found later that no reader may begin yet
+        self.first_floors: dict[str, Floor] = {}  # of splits that join, until a reader is there
         self.cut_taken: dict[int, Mapping[str, Place]] = {}
         self.cut_saved: dict[int, int] = {}
         self.cut_opened: float | None = None
@@ -219,11 +220,13 @@ class Coordinator:
         for split in ready:
             self.joining.discard(split)
             reached = max(int(each["reached"]) for each in reports)
-            start = self.table.splits[split].start
-            out += self._appoint(split, Floor(start, reached) if reached > NEVER else None)
+            if reached > NEVER:
+                self.first_floors[split] = Floor(self.table.splits[split].start, reached)
+            out += self._appoint(split)
         return out
 
-    def _appoint(self, split: str, floor: Floor | None = None) -> list[Instruction]:
+    def _appoint(self, split: str) -> list[Instruction]:
+        """Every request for a split that joins carries its first floor, until one of them is answered: whoever reads first needs it."""
         live = [member.number for member in self.members.values() if member.state in ("live", "ended")]
         if not live:
             return []
@@ -233,7 +236,7 @@ class Coordinator:
                 load[number] += 1
         chosen = min(load, key=lambda number: (load[number], number))
         self.raising[split] = chosen
-        return [RaiseReader(split, chosen, floor)]
+        return [RaiseReader(split, chosen, self.first_floors.get(split))]
 
     def reader_raised(self, split: str, partition: int, epoch: int, now: float) -> list[Instruction]:
         """Requests that were given up still land, in any order: only the greatest epoch of a split can read, so a smaller one that is
@@ -242,6 +245,7 @@ class Coordinator:
         if self.raising.get(split) == partition:
             del self.raising[split]
             if epoch == newest:
+                self.first_floors.pop(split, None)
                 return self._change(readers={**self.table.readers, split: ReaderOf(epoch, partition)})
             return self.tick(now)
         if split in self.table.readers and self.table.readers[split].epoch < newest:
@@ -249,10 +253,8 @@ class Coordinator:
         return []
 
     def raise_failed(self, split: str, floor: Floor | None) -> list[Instruction]:
-        """The store did not take it: it is tried again at the next tick."""
+        """The store did not take it: it is tried again at the next tick, with the same floor."""
         self.raising.pop(split, None)
-        if floor is not None:
-            self.joining.add(split)
         return []
 
     def move(self, split: str, now: float) -> list[Instruction]:
