@@ -107,6 +107,8 @@ class Block:
 
 _probe: list[Any] = [object()]
 _ALONE = sys.getrefcount(_probe[0])
+# Without the GIL reference counts are not exact: then every chunk that a view may refer to is copied.
+_EXACT = bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def alone(holder: list[Any], index: int) -> bool:
@@ -115,9 +117,9 @@ def alone(holder: list[Any], index: int) -> bool:
     Exact under the GIL, and stable once true: nobody can get a reference to an object but from somebody who has one. (A view's end,
     or an array's, in another thread can only make it true later, and the cost of that is one copy.)
     """
-    return sys.getrefcount(holder[index]) <= _ALONE
+    return _EXACT and sys.getrefcount(holder[index]) <= _ALONE
 
 
 def is_alone(stored: Any) -> bool:
     """Whether ``stored.block`` is referred to by `stored` alone."""
-    return sys.getrefcount(stored.block) <= _ALONE
+    return _EXACT and sys.getrefcount(stored.block) <= _ALONE

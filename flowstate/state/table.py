@@ -413,7 +413,12 @@ class KeyedTable:
                 "a lookup needs all plain keys, or the full key with its window", view=self.spec.name,
                 given=keys.schema.names, key=schema.names,
             )  # fmt: skip
-        columns = [column.cast(kind) for column, kind in zip(keys.columns, schema.types, strict=False)]
+        try:
+            columns = [column.cast(kind) for column, kind in zip(keys.columns, schema.types, strict=False)]
+        except pa.ArrowException as error:
+            raise InvalidFlow(
+                "these keys are not of the view's key types", view=self.spec.name, given=str(keys.schema), key=str(schema)
+            ) from error
         rows, windows = found_rows(columns, plain, keys.num_rows, self._window_ids)
         columns = [each.take(pa.array(rows)) for each in columns[:plain]]
         if len(rows) > self._slots.shape[0]:
