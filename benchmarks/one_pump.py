@@ -36,7 +36,8 @@ class OnePump:
         clock = SystemClock()
         plan = compile_plan([each.node for each in self.outputs])
         asked = JobSpec("bench", plan, str(self.folder), partitions=1, every=self.every)
-        spec, splits, _ = begin(asked, clock)
+        beginning = begin(asked, clock)
+        spec, splits = beginning.spec, beginning.splits
         store = Store.open(spec.snapshots)
         records = SplitRecords(store)
         epoch = PartitionChain(store, spec.generation, 0).claim().epoch

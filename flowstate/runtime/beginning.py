@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from flowstate.clock import Clock
 from flowstate.errors import InvalidFlow
@@ -17,13 +17,50 @@ from flowstate.snapshot.job_record import JobChain, JobRecord
 from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.snapshot.record import SplitRecord, SplitRecords
 from flowstate.source import make_source
-from flowstate.source.base import SplitInfo
 from flowstate.state.watermark import TIMELESS
 from flowstate.store import Store
 
 
-def begin(spec: JobSpec, clock: Clock) -> tuple[JobSpec, dict[str, SplitEntry], dict[str, SplitEntry]]:
-    """Claim the run. Gives the settled spec, the splits that the job knows, and those that are new to a job that ran before."""
+class Discovery:
+    """Finds the splits of a job's sources, again and again. A split that is not there at the job's very first start is read from its
+    beginning, whatever `start` says: nobody could have chosen to skip it."""
+
+    def __init__(self, spec: JobSpec, *, again: bool) -> None:
+        scans = spec.plan.sources
+        if again:
+            scans = tuple(
+                replace(scan, options={**scan.options, "start": "earliest"}) if scan.kind == "kafka" else scan
+                for scan in scans
+            )
+        self.sources = [make_source(scan) for scan in scans]
+        self._lateness = [scan.lateness if scan.event_time is not None else TIMELESS for scan in scans]
+
+    def splits(self) -> dict[str, SplitEntry]:
+        """All that there are now. Raises what a source says when it cannot be reached."""
+        found = {}
+        for number, (source, lateness) in enumerate(zip(self.sources, self._lateness, strict=True)):
+            for split in source.splits():
+                found[split.name] = SplitEntry(number, split.label, split.start, split.end, split.hint, lateness)
+        return found
+
+    @property
+    def follows(self) -> bool:
+        """Whether new splits may appear."""
+        return any(source.follows for source in self.sources)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The settled spec, the splits that the job knows, those that are new to a job that ran before, and what finds more."""
+
+    spec: JobSpec
+    splits: dict[str, SplitEntry]
+    new: dict[str, SplitEntry]
+    discovery: Discovery
+
+
+def begin(spec: JobSpec, clock: Clock) -> Beginning:
+    """Claim the run."""
     store = Store.open(spec.snapshots, **spec.storage_options)
     jobs = JobChain(store)
     before = jobs.load()
@@ -56,36 +93,18 @@ def begin(spec: JobSpec, clock: Clock) -> tuple[JobSpec, dict[str, SplitEntry], 
         run=record.run,
         origin=record.origin,
     )
-    known, found = _known_splits(store, spec), discover(spec)
-    if before is None or not known:
+    known = _known_splits(store, spec)
+    discovery = Discovery(spec, again=bool(known))
+    found = discovery.splits()
+    if not known:
         records = SplitRecords(store)
         for split, entry in found.items():
-            if split not in known:
-                records.raise_epoch(split, start=entry.start, end=entry.end, label=entry.label, hint=entry.hint)
-        return spec, found | known, {}
+            records.raise_epoch(split, start=entry.start, end=entry.end, label=entry.label, hint=entry.hint)
+        return Beginning(spec, found, {}, discovery)
     current = {
         split: replace(entry, hint=found[split].hint) if split in found else entry for split, entry in known.items()
     }
-    return spec, current, {split: entry for split, entry in found.items() if split not in known}
-
-
-def discover(spec: JobSpec) -> dict[str, SplitEntry]:
-    """All splits that the sources have now. Raises what the source says when it cannot be reached."""
-    found = {}
-    for number, scan in enumerate(spec.plan.sources):
-        lateness = scan.lateness if scan.event_time is not None else TIMELESS
-        for split in make_source(scan).splits():
-            found[split.name] = _entry(number, lateness, split)
-    return found
-
-
-def follows(spec: JobSpec) -> bool:
-    """Whether new splits may appear."""
-    return any(make_source(scan).follows for scan in spec.plan.sources)
-
-
-def _entry(source: int, lateness: int, split: SplitInfo) -> SplitEntry:
-    return SplitEntry(source, split.label, split.start, split.end, split.hint, lateness)
+    return Beginning(spec, current, {split: entry for split, entry in found.items() if split not in known}, discovery)
 
 
 def _known_splits(store: Store, spec: JobSpec) -> dict[str, SplitEntry]:

@@ -154,7 +154,8 @@ class Coordinator:
             member.state = "vacant"
             return []
         member.epoch, member.state, member.worker, member.live_since = epoch, "starting", worker, now
-        return [Create(partition, epoch, worker)]
+        # In the table at once: a reader that is appointed from now on must not count attaches of the incarnations before this one.
+        return [*self._change(epochs={**self.table.epochs, partition: epoch}), Create(partition, epoch, worker)]
 
     def claim_failed(self, partition: int, reason: str, now: float) -> list[Instruction]:
         member = self.members[partition]
@@ -177,9 +178,8 @@ class Coordinator:
         match report["state"]:
             case "live" | "ended" if member.state == "starting":
                 member.state, member.live_since, member.reason = "live", now, None
-                epochs = {**self.table.epochs, partition: epoch}
                 locations = {**self.table.locations, partition: self.workers[member.worker]}
-                return self._change(epochs=epochs, locations=locations) + self.tick(now)
+                return self._change(locations=locations) + self.tick(now)
             case "ended":
                 member.state = "ended"
             case "failed" if report.get("final"):

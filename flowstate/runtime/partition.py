@@ -84,8 +84,9 @@ class Partition:
     # the supervisor's table
 
     def hear(self, table: Table) -> list[Instruction]:
-        """Follow a newer table; an older one is ignored."""
-        if table.version <= self.table.version:
+        """Follow a newer table; an older one is ignored, and so is one from before this incarnation: by it, this one would follow a
+        replaced reader to places that the next one does not know of (R6), or miss a split that joins (J3)."""
+        if table.version <= self.table.version or table.epochs.get(self.number, 0) < self.epoch:
             return []
         self.table = table
         out: list[Instruction] = []
@@ -177,7 +178,9 @@ class Partition:
         if reading is None or reading.epoch != epoch:
             return []
         reading.floor_recorded(floor)
-        reading.read_at = now  # the next one no sooner than after as long a silence: floors stay for ever in the split record
+        reading.read_at = (
+            now  # the next one no sooner than after as long a silence: floors stay for ever in the split record
+        )
         return reading.controls()
 
     def end_recorded(self, split: str, epoch: int, end: int) -> list[Instruction]:

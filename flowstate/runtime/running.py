@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from distributed import Client, Scheduler, Status
 from flowstate.clock import Clock
 from flowstate.errors import Fenced, FlowstateError, Unavailable
 from flowstate.runtime.actor import PartitionActor
-from flowstate.runtime.beginning import discover, follows
+from flowstate.runtime.beginning import Beginning
 from flowstate.runtime.coordinator import (
     Claim,
     Coordinator,
@@ -24,7 +25,6 @@ from flowstate.runtime.coordinator import (
     RaiseReader,
     Tell,
 )
-from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.stored import view_info
 from flowstate.runtime.table import SplitEntry
 from flowstate.snapshot.cut import SavedCut, cut_numbers, save_cut
@@ -36,25 +36,20 @@ from flowstate.store import Store
 from flowstate.view.directory import Directory, PartitionInfo
 
 TICK = 0.1
+logger = logging.getLogger("flowstate")
 
 
 class RunningJob:
     """From its start on the cluster to its end. `state`: running, finished, stopping, stopped, fenced."""
 
-    def __init__(
-        self,
-        spec: JobSpec,
-        splits: Mapping[str, SplitEntry],
-        new: Mapping[str, SplitEntry],
-        scheduler: Scheduler,
-        client: Client,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, beginning: Beginning, scheduler: Scheduler, client: Client, clock: Clock) -> None:
+        spec = beginning.spec
         self.spec, self.scheduler, self.client, self.clock = spec, scheduler, client, clock
         self.store = Store.open(spec.snapshots, **spec.storage_options)
         self.records = SplitRecords(self.store)
-        self.coordinator = Coordinator(spec.partitions, splits)
-        self.new = dict(new)
+        self.coordinator = Coordinator(spec.partitions, beginning.splits)
+        self.new = dict(beginning.new)
+        self._discovery = beginning.discovery
         self.state, self.problems = "running", dict[str, str]()
         self.actors: dict[tuple[int, int], Any] = {}
         self._pickled = cloudpickle.dumps(spec)
@@ -64,7 +59,6 @@ class RunningJob:
         self._next_cut = clock.monotonic() + spec.every
         self._next_retention = clock.monotonic() + max(2.0, spec.every)
         self._next_discovery = clock.monotonic() + spec.discover
-        self._follows = follows(spec)
         self._busy: set[str] = set()
         self._views = {name: view_info(name, each, each.schema) for name, each in spec.plan.tables.items()}
         self._spawn(self._tick_always())
@@ -265,8 +259,9 @@ class RunningJob:
                 if now >= self._next_retention:
                     self._next_retention = now + max(2.0, self.spec.every)
                     self._once("retention", self._retain())
-                if self._follows and now >= self._next_discovery and not self.coordinator.table.draining:
+                if self._discovery.follows and now >= self._next_discovery and not self.coordinator.table.draining:
                     self._next_discovery = now + self.spec.discover
+                    self._once("discovery", self._discover())
             await asyncio.sleep(TICK)
 
     def _once(self, name: str, work: Any) -> None:
@@ -279,8 +274,10 @@ class RunningJob:
             try:
                 await work
                 self.problems.pop(name, None)
-            except FlowstateError as error:
-                self.problems[name] = str(error)
+            except Exception as error:
+                self.problems[name] = (
+                    str(error) if isinstance(error, FlowstateError) else f"{type(error).__name__}: {error}"
+                )
             finally:
                 self._busy.discard(name)
 
@@ -307,16 +304,17 @@ class RunningJob:
                 return number
 
     async def _discover(self) -> None:
-        found = await asyncio.to_thread(discover, self.spec)
+        found = await asyncio.to_thread(self._discovery.splits)
         self._carry_out(self.coordinator.splits_found(found, self.clock.monotonic()))
 
     def _spawn(self, work: Any) -> None:
         async def run() -> None:
             try:
                 await work
-            except RuntimeError as error:
-                if self.scheduler.status == Status.running and "shutdown" not in str(error):
-                    raise  # else the scheduler closes, and its threads are gone
+            except Exception as error:
+                if self.scheduler.status == Status.running:  # else it closes, and its threads are gone
+                    self.problems["supervisor"] = f"{type(error).__name__}: {error}"
+                    logger.exception("job %s", self.spec.name)
 
         task = asyncio.ensure_future(run())
         self._tasks.add(task)

@@ -79,13 +79,13 @@ class Supervisor(SchedulerPlugin):
                         "a job of this name is running on this cluster; use fs.attach, stop it first, or choose another name=",
                         job=asked.name,
                     )
-                settled, splits, new = await asyncio.to_thread(begin, asked, self.clock)
+                beginning = await asyncio.to_thread(begin, asked, self.clock)
                 if self.client is None:
                     self.client = await Client(self.scheduler.address, asynchronous=True, set_as_default=False)
-                job = self.jobs[asked.name] = RunningJob(settled, splits, new, self.scheduler, self.client, self.clock)
+                job = self.jobs[asked.name] = RunningJob(beginning, self.scheduler, self.client, self.clock)
             for worker, location in self.locations.items():
                 job.worker_joined(worker, location)
-            return {"ok": {"name": settled.name, "run": settled.run, "generation": settled.generation}}
+            return {"ok": {"name": asked.name, "run": beginning.spec.run, "generation": beginning.spec.generation}}
         except Exception as error:
             return failure(error)
 
