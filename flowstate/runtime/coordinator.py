@@ -182,6 +182,8 @@ class Coordinator:
                 return self._change(locations=locations) + self.tick(now)
             case "ended":
                 member.state = "ended"
+            case "live" if member.state == "ended":
+                member.state = "live"  # a split was found after all
             case "failed" if report.get("final"):
                 member.state, member.reason = "failed", report.get("reason")
                 return []
@@ -342,4 +344,8 @@ class Coordinator:
 
     @property
     def finished(self) -> bool:
-        return all(member.state == "ended" for member in self.members.values())
+        """Everything is read to its end and handed over. A report that was sent before a split was found says nothing of it."""
+        return all(
+            member.state == "ended" and member.report.get("ended") and self.table.splits.keys() <= member.report["position"].keys()
+            for member in self.members.values()
+        )

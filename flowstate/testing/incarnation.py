@@ -151,6 +151,7 @@ class Incarnation:
                 "table": self.machine.table.version,
                 "position": {split: list(place) for split, place in marks.position.items()},
                 "reached": marks.reached,
+                "ended": marks.ended,
                 "cut": self.cut,
                 "cut_saved": self.cut_saved,
             }
