@@ -95,6 +95,11 @@ def test_arrays_outlive_their_view_and_its_memory_is_not_used_again_before() -> 
     view.release()
     view.release()
     del view
+    # Nobody has a view any more, only arrays.
+    table.apply(pa.record_batch({"k": range(100), "a": [7] * 100, "__offset": range(100)}))
+    assert ([each.to_pylist() for each in held], [each.to_pylist() for each in states]) == before
+    table.apply(pa.record_batch({"k": range(100), "a": [-7] * 100, "__offset": range(100)}))
+    assert ([each.to_pylist() for each in held], [each.to_pylist() for each in states]) == before
     for _ in range(50):  # every block is copied and dropped many times over
         other = table.view()
         table.apply(pa.record_batch({"k": range(100), "a": [1] * 100, "__offset": range(100)}))

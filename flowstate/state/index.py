@@ -45,7 +45,7 @@ class Index:
                 continue
             left = self._move(table, self._room(table, old.nbytes), dead)
             slots = old.nbytes // 8
-            while slots > _LEAST and left < slots * _LOADS[table] / 4:
+            while slots > _LEAST and left < slots / 2 * _LOADS[table] * 0.75:
                 slots //= 2
             if slots * 8 < old.nbytes:
                 self._move(table, self._room(table, slots * 8), np.empty(0, np.uint8))
