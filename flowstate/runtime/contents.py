@@ -99,6 +99,8 @@ class Contents:
                 table.restore(batches, extras.get(name, {}), keep_split)
         for sink, watermark in handed.items():
             self.handed[int(sink)] = max(watermark, self.handed[int(sink)])
+            # An older state than that of the marks (K4): what was handed over was acted upon, and a split that joins must know.
+            self.marks.reached = max(watermark, self.marks.reached)
 
     def apply(self, split: str, batch: Batch) -> bool:
         """Take in what of `batch` is new. False if nothing was. A hole before it is an error of the sender."""
