@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Protocol
@@ -177,14 +177,15 @@ class Pump:
             moved = self._drain_inbox()
             moved |= self._consume(machine)
             moved |= self._fill(machine)
-            moved |= self._read(machine, 0.0 if moved else IDLE)
+            wanted = machine.reads()
+            moved |= self._read(machine, wanted, 0.0 if moved else IDLE)
             now = self.clock.monotonic()
             instructions = machine.tick(now)
             self._carry_out(instructions)
             self._declare_idle(machine, now)
             self._save_if_due(machine, now)
-            if not moved and not self._inbox and not machine.readings:
-                self._wake.wait(0.02)
+            if not moved and not wanted and not self._inbox:
+                self._wake.wait(IDLE)  # nothing to poll, so nothing else has waited
             self._wake.clear()
 
     def _drain_inbox(self) -> bool:
@@ -217,10 +218,7 @@ class Pump:
             moved |= machine.fill_controls()
         return moved
 
-    def _read(self, machine: Partition, timeout: float) -> bool:
-        wanted = machine.reads()
-        if not wanted:
-            return False
+    def _read(self, machine: Partition, wanted: Mapping[str, tuple[int, int | None]], timeout: float) -> bool:
         moved = False
         for rows in self.intake.read(machine.table, wanted, self.spec.block_rows, timeout, self.problems):
             self._carry_out(machine.read(rows, self.clock.monotonic()))
