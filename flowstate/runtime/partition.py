@@ -148,11 +148,19 @@ class Partition:
 
     def reads(self) -> dict[str, tuple[int, int | None]]:
         """Split -> (offset, stop) of what may be polled now."""
-        return {
-            split: (reading.at.offset, reading.stop_before())
-            for split, reading in self.readings.items()
-            if reading.wanted and not self.table.stopping and not (self.table.draining and reading.end is None)
-        }
+        wanted = {}
+        for split, reading in self.readings.items():
+            if not reading.wanted or self.table.stopping:
+                continue
+            stop = reading.stop_before()
+            if self.table.draining and reading.end is None:
+                # Where it ends is about to be decided: only what somebody has applied already, so that it comes to lead.
+                reached = max((place.offset for place in reading.attached.values()), default=0)
+                stop = reached if stop is None else min(stop, reached)
+                if reading.at.offset >= stop:
+                    continue
+            wanted[split] = (reading.at.offset, stop)
+        return wanted
 
     def read(self, rows: Rows, now: float) -> list[Instruction]:
         """A polled stretch goes to the owners."""
@@ -354,7 +362,8 @@ class Partition:
             out += reading.controls()
             out += reading.mark(self.table)
             out += reading.shed(now, self.patience.full)
-            if self.table.draining and reading.end is None and not reading.resolving_end:
+            # The end is decided like a floor (R6): an owner that follows a replaced reader may be past what this one sees now.
+            if self.table.draining and reading.end is None and not reading.resolving_end and reading.leads:
                 reading.resolving_end = True
                 out.append(ResolveEnd(reading.split, reading.epoch))
         return out
