@@ -1,0 +1,37 @@
+"""All measurements of one run, one after the other, each in a process of its own: ``make bench``, or ``make bench ARGS=lookup``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+ALL = {
+    "keyed_state": "keyed sum and count from memory, against DuckDB one-shot; bytes per key",
+    "lookup": "one key through Flight and SQL while the job ingests",
+    "snapshot_pause": "longest pause of applying while a snapshot is taken",
+}
+EXTRA = {"soak": "ten minutes under load: memory and queues", "flight_lookup": "lookups on a synthetic partition"}
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or list(ALL)
+    unknown = [each for each in chosen if each not in ALL | EXTRA]
+    if unknown:
+        known = "\n".join(f"  {name:15} {about}" for name, about in (ALL | EXTRA).items())
+        sys.exit(f"there is no benchmark {unknown[0]!r}; there is\n{known}")
+    names = ("pyarrow", "duckdb", "numba", "numpy", "distributed")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
+    print(", ".join(f"{name} {version(name)}" for name in names), flush=True)
+    failed = 0
+    for name in chosen:
+        print(f"\n== {name}: {(ALL | EXTRA)[name]}", flush=True)
+        failed += subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py"))], check=False).returncode != 0
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
