@@ -50,7 +50,7 @@ lint: $(STAMP) ## Check style, format, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy flowstate flight_server/flowstate_flight sql/flowstate_sql examples
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 bench: $(STAMP) ## Measure; ARGS= goes to the benchmarks
 	@exec $(PYTHON) -m benchmarks $(ARGS)

@@ -31,7 +31,9 @@ VALUES = {
     pa.decimal128(12, 2): st.decimals(-(10**9), 10**9, places=2),
     pa.decimal256(50, 4): st.just(decimal.Decimal("12345678901234567890.1234")),
     pa.list_(pa.int64()): st.lists(st.integers(-9, 9), max_size=3),
-    pa.struct({"a": pa.int32(), "b": pa.string()}): st.fixed_dictionaries({"a": st.integers(0, 9), "b": st.text(max_size=3)}),
+    pa.struct({"a": pa.int32(), "b": pa.string()}): st.fixed_dictionaries(
+        {"a": st.integers(0, 9), "b": st.text(max_size=3)}
+    ),
     pa.map_(pa.string(), pa.int64()): st.lists(st.tuples(st.text(max_size=3), st.integers(0, 9)), max_size=2),
     pa.dictionary(pa.int32(), pa.string()): st.text(max_size=3),
     pa.null(): st.none(),
@@ -45,15 +47,15 @@ streams = st.builds(StreamId, st.text(max_size=20), *[st.integers(0, 2**40)] * 4
 def record_batches(draw: st.DrawFn) -> pa.RecordBatch:
     kinds = draw(st.lists(st.sampled_from(list(VALUES)), min_size=1, max_size=5))
     rows = draw(st.integers(0, 9))
-    columns = [
-        pa.array(draw(st.lists(st.none() | VALUES[kind], min_size=rows, max_size=rows)), kind) for kind in kinds
-    ]
+    columns = [pa.array(draw(st.lists(st.none() | VALUES[kind], min_size=rows, max_size=rows)), kind) for kind in kinds]
     batch = pa.RecordBatch.from_arrays(columns, [f"c{number}" for number in range(len(columns))])
     start = draw(st.integers(0, rows))
     return batch.slice(start, draw(st.integers(0, rows - start)))
 
 
-batches = st.builds(Batch, places, places, whole, whole, st.dictionaries(st.text(max_size=10), record_batches(), max_size=3))
+batches = st.builds(
+    Batch, places, places, whole, whole, st.dictionaries(st.text(max_size=10), record_batches(), max_size=3)
+)
 messages = st.one_of(
     st.builds(Start, places, whole, st.lists(st.builds(Floor, st.integers(0, 2**60), whole), max_size=4).map(tuple)),
     st.builds(Marker, st.integers(0, 2**40)),
@@ -65,8 +67,13 @@ messages = st.one_of(
 def same(one: object, other: object) -> bool:
     if isinstance(one, Batch) and isinstance(other, Batch):
         plain = (one.since, one.to, one.newest, one.floor) == (other.since, other.to, other.newest, other.floor)
-        return plain and list(one.rows) == list(other.rows) and all(
-            one.rows[name].schema.equals(other.rows[name].schema) and one.rows[name].equals(other.rows[name]) for name in one.rows
+        return (
+            plain
+            and list(one.rows) == list(other.rows)
+            and all(
+                one.rows[name].schema.equals(other.rows[name].schema) and one.rows[name].equals(other.rows[name])
+                for name in one.rows
+            )
         )
     return one == other
 
@@ -116,7 +123,14 @@ def test_places_and_floors_come_back_as_what_they_are() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\1", b"\4\0\0\0nope", b"\2\0\0\0{}", b"\xff\xff\xff\xff{}", b'\x28\0\0\0{"stream": ["s", 1, 0, 1, 1], "kind": 5 }'],
+    [
+        b"",
+        b"\1",
+        b"\4\0\0\0nope",
+        b"\2\0\0\0{}",
+        b"\xff\xff\xff\xff{}",
+        b'\x28\0\0\0{"stream": ["s", 1, 0, 1, 1], "kind": 5 }',
+    ],
 )
 def test_other_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(CorruptData):

@@ -68,7 +68,12 @@ def test_the_billing_flow_builds_as_it_is_written() -> None:
     dead = job.tables["dead_letters"]
     assert isinstance(dead, AppendSpec) and dead.schema == DEAD_LETTER_SCHEMA
     (sink,) = job.sinks
-    assert (sink.table, sink.url, sink.mode, sink.options["partition_by"]) == ("monthly_subtotals", "invoices/", "final", ("month",))
+    assert (sink.table, sink.url, sink.mode, sink.options["partition_by"]) == (
+        "monthly_subtotals",
+        "invoices/",
+        "final",
+        ("month",),
+    )
     assert job.routes[0].schema.names == ["customer", "month", "month_end", "amount", "__offset"]
 
 
@@ -104,11 +109,15 @@ def shout(batch: pa.RecordBatch) -> pa.RecordBatch:
 def everything() -> JobPlan:
     stream = (
         orders()
-        .with_columns(big=when(col("amount") > 100).then(lit("big")).otherwise("small"), hour=col("at").dt.truncate("1h"))
+        .with_columns(
+            big=when(col("amount") > 100).then(lit("big")).otherwise("small"), hour=col("at").dt.truncate("1h")
+        )
         .filter(col("kind").is_in({"a", "b", "c"}), ~col("ok"))
         .explode("tags")
         .select("customer", "tags", "big", "amount", "at")
-        .map_batches(shout, pa.schema({"customer": pa.string(), "amount": pa.decimal128(12, 2), "at": pa.timestamp("ms", "UTC")}))
+        .map_batches(
+            shout, pa.schema({"customer": pa.string(), "amount": pa.decimal128(12, 2), "at": pa.timestamp("ms", "UTC")})
+        )
     )
     return plan(billing(stream))
 
@@ -118,7 +127,9 @@ def test_a_plan_survives_pickling_and_is_the_same_in_another_process() -> None:
     again = pickle.loads(pickle.dumps(job))
     assert again.describe() == job.describe() and again.fingerprint == job.fingerprint
     assert json.loads(json.dumps(job.describe())) == job.describe()
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_plan_compile as t; print(t.everything().fingerprint)"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_plan_compile as t; print(t.everything().fingerprint)"
+    )
     for seed in ("1", "2"):
         run = subprocess.run(
             [sys.executable, "-c", code, str(__file__).rpartition("/")[0]],
@@ -171,7 +182,10 @@ def test_differences_are_sentences(changed: Callable[[], View], sentences: list[
 
 
 def test_the_order_of_keys_is_part_of_the_plan() -> None:
-    one, other = (plan(orders().group_by(*keys).agg(n=length()).view("v")) for keys in (("kind", "customer"), ("customer", "kind")))
+    one, other = (
+        plan(orders().group_by(*keys).agg(n=length()).view("v"))
+        for keys in (("kind", "customer"), ("customer", "kind"))
+    )
     assert one.fingerprint != other.fingerprint
     assert other.differences(one.describe())[0] == "view 'v': order of key types was kind, customer, is customer, kind"
 

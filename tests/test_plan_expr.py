@@ -118,7 +118,9 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 def deeper(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
     def function(name: str) -> st.SearchStrategy[Expr]:
         inputs = [inner] * (2 if name in OPERATORS or name == "fill_null" else 1)
-        return st.tuples(st.sampled_from(OPTIONS.get(name, [{}])), *inputs).map(lambda drawn: call(name, *drawn[1:], **drawn[0]))
+        return st.tuples(st.sampled_from(OPTIONS.get(name, [{}])), *inputs).map(
+            lambda drawn: call(name, *drawn[1:], **drawn[0])
+        )
 
     choice = st.tuples(inner, inner, inner).map(lambda three: when(three[0]).then(three[1]).otherwise(three[2]))
     return st.one_of(st.sampled_from(sorted(FUNCTIONS)).flatmap(function), choice)
@@ -137,12 +139,19 @@ def building() -> list[Expr]:
     """Every function over every column, or some pairs of columns and constants, that fits: most random ones do not."""
     chance = random.Random(1)
     columns = [col(name) for name in SCHEMA.names]
-    constants = [lit(value) for value in (None, True, 3, 1.5, Decimal("1.10"), "a", dt.timedelta(hours=1), dt.date(2024, 2, 29))]
+    constants = [
+        lit(value) for value in (None, True, 3, 1.5, Decimal("1.10"), "a", dt.timedelta(hours=1), dt.date(2024, 2, 29))
+    ]
     found = []
     for name in sorted(FUNCTIONS):
         two = name in OPERATORS or name == "fill_null"
         others = [(each,) for each in [*columns, *constants]] if two else [()]
-        trials = [call(name, one, *rest, **options) for one in columns for rest in others for options in OPTIONS.get(name, [{}])]
+        trials = [
+            call(name, one, *rest, **options)
+            for one in columns
+            for rest in others
+            for options in OPTIONS.get(name, [{}])
+        ]
         found += [each for each in chance.sample(trials, min(len(trials), 200)) if builds(each)]
     return found
 
@@ -210,7 +219,9 @@ def python_value(function: Callable[[Any, Any], Any], left: Any, right: Any, typ
 
 
 @pytest.mark.parametrize("symbol", ["+", "-", "*", "//", "%", "/", "==", "<", ">="])
-@pytest.mark.parametrize("names", [("i32", "i32"), ("i64", "i64"), ("u8", "i32"), ("u64", "u64"), ("d2", "d9"), ("d2", "i64")])
+@pytest.mark.parametrize(
+    "names", [("i32", "i32"), ("i64", "i64"), ("u8", "i32"), ("u64", "u64"), ("d2", "d9"), ("d2", "i64")]
+)
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_numbers_are_computed_as_python_does(symbol: str, names: tuple[str, str], data: st.DataObject) -> None:
@@ -237,7 +248,9 @@ def test_numbers_are_computed_as_python_does(symbol: str, names: tuple[str, str]
 def one(expr: Expr, **columns: Any) -> Any:
     """The value for one row, whose columns are scalars or plain values."""
     scalars = {name: value if isinstance(value, pa.Scalar) else pa.scalar(value) for name, value in columns.items()}
-    batch = pa.RecordBatch.from_pydict({name: pa.repeat(value, 1) for name, value in scalars.items()} or {"_": pa.array([0])})
+    batch = pa.RecordBatch.from_pydict(
+        {name: pa.repeat(value, 1) for name, value in scalars.items()} or {"_": pa.array([0])}
+    )
     assert expr.type_in(batch.schema) == expr.evaluate(batch).type
     return expr.evaluate(batch)[0].as_py()
 
@@ -352,11 +365,15 @@ def test_aggregates_have_types_and_names() -> None:
         column = col(name)
         assert str(column.sum().type_in(SCHEMA)) == total
         assert {str(each.type_in(SCHEMA)) for each in (column.mean(), column.var(), column.std(ddof=0))} == {mean}
-        assert all(each.type_in(SCHEMA) == SCHEMA.field(name).type for each in (column.min(), column.max(), column.first()))
+        assert all(
+            each.type_in(SCHEMA) == SCHEMA.field(name).type for each in (column.min(), column.max(), column.first())
+        )
         assert column.count().type_in(SCHEMA) == expressions.len().type_in(SCHEMA) == pa.int64()
     assert col("b").sum().type_in(SCHEMA) == pa.int64()
     assert str((col("d2") * col("i8")).sum().type_in(SCHEMA)) == "decimal128(38, 2)"
-    assert (col("a") * 2).sum().name == "a" and expressions.len().name == "len" and col("a").sum().alias("t").name == "t"
+    assert (
+        (col("a") * 2).sum().name == "a" and expressions.len().name == "len" and col("a").sum().alias("t").name == "t"
+    )
     assert pickle.loads(pickle.dumps(col("a").std(ddof=0))).options == (("ddof", 0),)
 
 

@@ -119,7 +119,11 @@ def naive(route: Route, batch: pa.RecordBatch, split: str) -> tuple[list[Any], l
     """Every record by itself; one that cannot be computed fails alone."""
     parts = [route.prepare(batch.slice(at, 1), split) for at in range(batch.num_rows)]
     late = [row for part in parts for row in (part.late.to_pylist() if part.late is not None else [])]
-    return [row for part in parts for row in part.rows.to_pylist()], late, [row for part in parts for row in part.failed.to_pylist()]
+    return (
+        [row for part in parts for row in part.rows.to_pylist()],
+        late,
+        [row for part in parts for row in part.failed.to_pylist()],
+    )
 
 
 def plain(prepared: Prepared) -> tuple[list[Any], list[Any], list[Any]]:
@@ -187,7 +191,11 @@ def batch_of(*rows: dict[str, Any], watermark: int = NEVER) -> pa.RecordBatch:
 
 
 def test_reasons_name_the_expression() -> None:
-    failed = ROUTES["division"].prepare(batch_of({"a": 1, "b": 0}, {"a": 1, "b": 1}, {"at": None, "a": 1, "b": 1}), "s").failed
+    failed = (
+        ROUTES["division"]
+        .prepare(batch_of({"a": 1, "b": 0}, {"a": 1, "b": 1}, {"at": None, "a": 1, "b": 1}), "s")
+        .failed
+    )
     assert sorted(failed.to_pylist(), key=lambda row: row["offset"]) == [
         {"offset": 0, "reason": "divide by zero in a = (a // b)"},
         {"offset": 2, "reason": "null event time: 'at' is null, so the row has no window"},
@@ -200,7 +208,9 @@ def test_reasons_name_the_expression() -> None:
 
 
 def test_late_is_when_the_window_closed_before_the_row() -> None:
-    closes = int(dt.datetime(2024, 1, 1, 2, tzinfo=dt.UTC).timestamp()) * 1_000_000  # end of the hour, and an hour of grace
+    closes = (
+        int(dt.datetime(2024, 1, 1, 2, tzinfo=dt.UTC).timestamp()) * 1_000_000
+    )  # end of the hour, and an hour of grace
     for watermark, late in ((closes - 1, 0), (closes, 1)):
         got = ROUTES["plain"].prepare(batch_of({"offset": 5}, watermark=watermark), "s")
         assert got.late is not None and (got.rows.num_rows, got.late.num_rows) == (1 - late, late)
@@ -212,13 +222,17 @@ def test_late_is_when_the_window_closed_before_the_row() -> None:
 
 
 def test_exploded_rows_stand_or_fall_together() -> None:
-    got = ROUTES["explode"].prepare(batch_of({"tags": ["1", "no", "2"], "a": 1}, {"tags": ["3", "4"], "a": 1}, {"tags": [], "a": 1}), "s")
+    got = ROUTES["explode"].prepare(
+        batch_of({"tags": ["1", "no", "2"], "a": 1}, {"tags": ["3", "4"], "a": 1}, {"tags": [], "a": 1}), "s"
+    )
     assert got.failed.column("offset").to_pylist() == [0]
     assert [(row[OFFSET], row["(a + b)"]) for row in got.rows.to_pylist()] == [(1, 4), (1, 5), (2, None)]
 
 
 def test_several_lists_are_taken_apart_side_by_side() -> None:
-    schema = pa.schema({"k": pa.string(), "x": pa.list_(pa.int64()), "y": pa.large_list(pa.string()), "z": pa.list_(pa.int8(), 2)})
+    schema = pa.schema(
+        {"k": pa.string(), "x": pa.list_(pa.int64()), "y": pa.large_list(pa.string()), "z": pa.list_(pa.int8(), 2)}
+    )
     stream = from_arrow([pa.RecordBatch.from_pylist([], schema=schema)])
     grouped = stream.explode("x", "y", "z").group_by("k").agg(x=col("x").sum(), y=col("y").min(), z=col("z").max())
     route = compile([grouped.view("v").node]).routes[0]
@@ -248,7 +262,11 @@ def a_table(batch: pa.RecordBatch) -> pa.Table:
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [(wrong_type, "returned 'a' as int64, declared is int32"), (wrong_names, "returned columns"), (no_batch, "returned list")],
+    [
+        (wrong_type, "returned 'a' as int64, declared is int32"),
+        (wrong_names, "returned columns"),
+        (no_batch, "returned list"),
+    ],
 )
 def test_what_a_function_returns_is_checked(function: Any, message: str) -> None:
     route = compile([by_hour(events().map_batches(function, SCHEMA)).view("v").node]).routes[0]

@@ -38,7 +38,9 @@ def times(least: int, most: int) -> st.SearchStrategy[list[int]]:
 def assign(values: list[int], type_: pa.DataType, **options: str) -> tuple[list[int], list[int]]:
     """Starts and ends in microseconds, of times in microseconds."""
     spec = window("at", **options).named("w", type_)  # type: ignore[arg-type]
-    array = pa.array(values, pa.int64()).cast(pa.timestamp("us")).cast(pa.timestamp("us", type_.tz)).cast(type_, safe=False)
+    array = (
+        pa.array(values, pa.int64()).cast(pa.timestamp("us")).cast(pa.timestamp("us", type_.tz)).cast(type_, safe=False)
+    )
     starts, ends = spec.assign(array)
     assert starts.type == ends.type == type_
     return microseconds(starts).tolist(), microseconds(ends).tolist()
@@ -47,7 +49,10 @@ def assign(values: list[int], type_: pa.DataType, **options: str) -> tuple[list[
 def instant(wall: int, zone: ZoneInfo) -> int:
     """The naive twin of a boundary: first instant at which the clock shows `wall`, or has jumped over it."""
     local = EPOCH + wall * MICRO
-    early, late = ((local.replace(tzinfo=zone, fold=fold).astimezone(dt.UTC).replace(tzinfo=None) - EPOCH) // MICRO for fold in (0, 1))
+    early, late = (
+        (local.replace(tzinfo=zone, fold=fold).astimezone(dt.UTC).replace(tzinfo=None) - EPOCH) // MICRO
+        for fold in (0, 1)
+    )
     shown = (EPOCH + early * MICRO).replace(tzinfo=dt.UTC).astimezone(zone).replace(tzinfo=None)
     if shown == local:
         return early
@@ -146,7 +151,9 @@ def test_in_a_zone_it_is_what_counting_gives(values: list[int], zone: str, every
     every=st.sampled_from(["1d", "1w", "1mo", "7mo", "1y", "6h", "1s"]),
     offset=st.sampled_from(["0s", "2h30m", "-36h"]),
 )
-def test_windows_follow_one_another_without_a_hole(values: list[int], zone: str | None, every: str, offset: str) -> None:
+def test_windows_follow_one_another_without_a_hole(
+    values: list[int], zone: str | None, every: str, offset: str
+) -> None:
     if every in ("6h", "1s") and "36" in offset:
         offset = "-1h"
     values = [max(at(2), min(at(9998), value)) for value in values]
@@ -267,7 +274,9 @@ def test_what_a_window_refuses(options: dict[str, str], type_: pa.DataType, mess
 
 
 @settings(max_examples=50, deadline=None)
-@given(value=st.integers(-(2**63) // 1_000_000 + 1, 2**63 // 1_000_000 - 1), unit=st.sampled_from(["s", "ms", "us", "ns"]))
+@given(
+    value=st.integers(-(2**63) // 1_000_000 + 1, 2**63 // 1_000_000 - 1), unit=st.sampled_from(["s", "ms", "us", "ns"])
+)
 def test_microseconds_round_down(value: int, unit: str) -> None:
     micros = {"s": 1_000_000, "ms": 1000, "us": 1, "ns": 1}[unit] * value
     got = microseconds(pa.array([value, None], pa.int64()).cast(pa.timestamp(unit, "UTC")))

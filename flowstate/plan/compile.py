@@ -50,7 +50,9 @@ def compile(outputs: Sequence[Node]) -> JobPlan:
             made.append(AppendSpec(route.late_table, route.late_schema))
         for each in made:
             if each.name in tables or each.name == DEAD_LETTERS:
-                raise InvalidFlow("two tables of the job have the same name; name the views differently", table=each.name)
+                raise InvalidFlow(
+                    "two tables of the job have the same name; name the views differently", table=each.name
+                )
             tables[each.name] = each
         routes.append(route)
     _refuse_twice(
@@ -77,7 +79,9 @@ def _view(output: Node) -> View:
     if isinstance(output, Sink):
         if isinstance(output.before, Final):
             return output.before.before
-        raise InvalidFlow("a sink takes the final() rows of a view in this version", sink=str(output), input=str(output.before))
+        raise InvalidFlow(
+            "a sink takes the final() rows of a view in this version", sink=str(output), input=str(output.before)
+        )
     if isinstance(output, Final):
         raise InvalidFlow("final() is no output by itself; end it with .sink_parquet(...)", view=output.before.name)
     if isinstance(output, Changes):
@@ -119,7 +123,9 @@ def _route(view: View, source: int, steps: tuple[Step, ...]) -> tuple[TableSpec,
             column, type_ = inputs[str(expr)][0], expr.type_in(before)
         result = aggregate.type_in(before)
         aggregates.append(AggregateSpec(name, aggregate.function, column, type_, result, dict(aggregate.options)))
-    table = TableSpec(view.name, keys, group.window, tuple(aggregates), group.window.time_type if group.window else None)
+    table = TableSpec(
+        view.name, keys, group.window, tuple(aggregates), group.window.time_type if group.window else None
+    )
     late_schema = None
     if group.window is not None and (group.window.grace is not None or group.window.keep is not None):
         late_schema = _late_schema(before)
@@ -152,7 +158,11 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _routed_schema(table: TableSpec, inputs: dict[str, pa.DataType]) -> pa.Schema:
-    fields = [*table.key_schema, *(pa.field(name, type_) for name, type_ in inputs.items()), pa.field(OFFSET, pa.int64())]
+    fields = [
+        *table.key_schema,
+        *(pa.field(name, type_) for name, type_ in inputs.items()),
+        pa.field(OFFSET, pa.int64()),
+    ]
     return pa.schema([*fields, pa.field(TIME, pa.int64())] if table.ordered else fields)
 
 

@@ -116,7 +116,12 @@ def _members(kind: str, before: Mapping[str, Any], now: Mapping[str, Any], found
 
 
 # Facts that are ordered pairs of a name and a text, and what one of them is called.
-_ORDERED = {"keys": "key", "key types": "type of key", "aggregates": "aggregate", "aggregate types": "type of aggregate"}
+_ORDERED = {
+    "keys": "key",
+    "key types": "type of key",
+    "aggregates": "aggregate",
+    "aggregate types": "type of aggregate",
+}
 
 
 def _facts(label: str, before: Mapping[str, Any], now: Mapping[str, Any], found: list[str]) -> None:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from flowstate.plan.spec import Route
 
 #: Schema of `Prepared.failed`.
-FAILED_SCHEMA = pa.schema([pa.field("offset", pa.int64(), nullable=False), pa.field("reason", pa.string(), nullable=False)])
+FAILED_SCHEMA = pa.schema(
+    [pa.field("offset", pa.int64(), nullable=False), pa.field("reason", pa.string(), nullable=False)]
+)
 
 _LONGEST_REASON = 500
 
@@ -120,7 +122,9 @@ class Select:
         return _with_hidden(arrays, pa.schema(fields), batch)
 
     def __str__(self) -> str:
-        return f"{'with_columns' if self.keep else 'select'}({', '.join(f'{name}={expr}' for name, expr in self.columns)})"
+        return (
+            f"{'with_columns' if self.keep else 'select'}({', '.join(f'{name}={expr}' for name, expr in self.columns)})"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +136,9 @@ class Filter:
     def schema_after(self, schema: pa.Schema) -> pa.Schema:
         type_ = self.predicate.type_in(schema)
         if not pa.types.is_boolean(type_):
-            raise InvalidFlow("filter needs a condition that is true or false", expression=str(self.predicate), type=str(type_))
+            raise InvalidFlow(
+                "filter needs a condition that is true or false", expression=str(self.predicate), type=str(type_)
+            )
         return schema
 
     def run(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -235,7 +241,9 @@ class MapBatches:
         function = self.function
         name = getattr(function, "__qualname__", type(function).__qualname__)
         fields = ", ".join(f"{each.name}: {each.type}" for each in self.schema)
-        return f"map_batches({getattr(function, '__module__', '')}.{name}, {fields}{', per_row' if self.per_row else ''})"
+        return (
+            f"map_batches({getattr(function, '__module__', '')}.{name}, {fields}{', per_row' if self.per_row else ''})"
+        )
 
 
 def prepare(route: Route, batch: pa.RecordBatch, split: str) -> Prepared:
@@ -360,6 +368,4 @@ def _divided(
         return Prepared(rows, _empty(route.late_schema), lost)
     missed = data.filter(pa.array(late))
     kept = [pa.repeat(pa.scalar(split), missed.num_rows), missed.column(OFFSET), *_visible(missed).columns]
-    return Prepared(
-        rows.filter(pa.array(~late)), pa.RecordBatch.from_arrays(kept, schema=route.late_schema), lost
-    )
+    return Prepared(rows.filter(pa.array(~late)), pa.RecordBatch.from_arrays(kept, schema=route.late_schema), lost)

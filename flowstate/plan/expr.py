@@ -291,7 +291,9 @@ class Call(Expr):
         # Constants without a type wait until the type of the other operand is known.
         values = [None if isinstance(each, Literal) else each._value(batch) for each in plain]
         peer = next((value.type for value in values if value is not None), None)
-        values = [each.beside(peer) if isinstance(each, Literal) else value for each, value in zip(plain, values, strict=True)]
+        values = [
+            each.beside(peer) if isinstance(each, Literal) else value for each, value in zip(plain, values, strict=True)
+        ]
         where = str(self)
         if all(isinstance(value, pa.Scalar) for value in values):
             return function([pa.repeat(value, 1) for value in values], dict(self.options), where)[0]
@@ -333,7 +335,9 @@ class Choice(Expr):
         for condition, value in self.branches:
             holds = _among(rows, condition, todo)
             if not pa.types.is_boolean(holds.type):
-                raise InvalidFlow("when needs a condition that is true or false", expression=str(condition), type=str(holds.type))
+                raise InvalidFlow(
+                    "when needs a condition that is true or false", expression=str(condition), type=str(holds.type)
+                )
             mask = np.asarray(pc.fill_null(holds, False).to_numpy(zero_copy_only=False), dtype=bool)
             parts.append(_branch(rows[mask], value, todo.filter(pa.array(mask))))
             taken.append(rows[mask])

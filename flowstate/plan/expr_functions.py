@@ -121,7 +121,9 @@ def _decimal(symbol: str, kernel: Kernel, left: Value, right: Value, where: str)
         room = 76 - precision
         if room < 0:
             raise _refuse("the result may have more than 76 digits; cast an operand to fewer", where, left, right)
-        left, right = (to_type(each, pa.decimal256(type_.precision, type_.scale)) for each, type_ in ((left, one), (right, two)))
+        left, right = (
+            to_type(each, pa.decimal256(type_.precision, type_.scale)) for each, type_ in ((left, one), (right, two))
+        )
     return to_type(kernel(left, right), result)
 
 
@@ -137,7 +139,9 @@ def _temporal(symbol: str, kernel: Kernel, left: Value, right: Value, where: str
         left, right = right, left
     if symbol != "*" and kinds.is_timestamp(left.type) and kinds.is_duration(right.type):
         return kernel(left, to_type(right, pa.duration(left.type.unit)))
-    raise _refuse(f"{symbol} works on two durations, two timestamps or a timestamp and a duration; cast first", where, left, right)
+    raise _refuse(
+        f"{symbol} works on two durations, two timestamps or a timestamp and a duration; cast first", where, left, right
+    )
 
 
 def _divide(values: list[Value], options: Mapping[str, Any], where: str) -> pa.Array:
@@ -151,7 +155,9 @@ def _divide(values: list[Value], options: Mapping[str, Any], where: str) -> pa.A
 
 def _no_decimals(symbol: str, values: list[Value], where: str) -> None:
     if any(pa.types.is_decimal(each.type) for each in values):
-        raise _refuse(f"{symbol} of decimals is not exact: multiply by a decimal.Decimal, or cast to float64", where, *values)
+        raise _refuse(
+            f"{symbol} of decimals is not exact: multiply by a decimal.Decimal, or cast to float64", where, *values
+        )
     if not all(is_number(each.type) for each in values):
         raise _refuse(f"{symbol} needs numbers; cast the operands first", where, *values)
 
@@ -207,7 +213,9 @@ def _logic(kernel: Callable[..., pa.Array], symbol: str) -> Function:
     def compute(values: list[Value], options: Mapping[str, Any], where: str) -> pa.Array:
         if not all(pa.types.is_boolean(each.type) or pa.types.is_null(each.type) for each in values):
             raise _refuse(
-                f"{symbol} needs conditions that are true or false; put comparisons in brackets: (a > 1) & (b < 2)", where, *values
+                f"{symbol} needs conditions that are true or false; put comparisons in brackets: (a > 1) & (b < 2)",
+                where,
+                *values,
             )
         return kernel(*(to_type(each, pa.bool_()) for each in values))
 

@@ -37,7 +37,9 @@ class Text:
         try:
             contains(pa.array(["probe"]), {"pattern": pattern, "literal": literal})
         except (pa.ArrowException, TypeError) as error:
-            raise InvalidFlow(f"not a regular expression: {error}; for plain text say literal=True", pattern=pattern) from error
+            raise InvalidFlow(
+                f"not a regular expression: {error}; for plain text say literal=True", pattern=pattern
+            ) from error
         return self._call("contains", self._expr, pattern=pattern, literal=literal)
 
     def starts_with(self, prefix: str) -> Expr:

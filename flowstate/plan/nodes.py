@@ -51,7 +51,9 @@ class Scan(Node):
             raise InvalidFlow(f"event_time names no column: {event_time!r}{did_you_mean(event_time, schema.names)}")
         type_ = schema.field(event_time).type
         if not (pa.types.is_timestamp(type_) or pa.types.is_date32(type_)):
-            raise InvalidFlow("event_time needs a column of type timestamp or date32", column=event_time, type=str(type_))
+            raise InvalidFlow(
+                "event_time needs a column of type timestamp or date32", column=event_time, type=str(type_)
+            )
 
     def __str__(self) -> str:
         event_time = "" if self.spec.event_time is None else f", event_time={self.spec.event_time!r}"
@@ -239,7 +241,9 @@ def grouped(before: Node, positional: Sequence[Any], named: Mapping[str, Any], a
             more: Sequence[Any] = ()) -> Grouped:  # fmt: skip
     """The node of ``group_by(*positional, **named).agg(*more, **aggregates)``."""
     windows = {name: each for name, each in named.items() if isinstance(each, Window)}
-    keys = named_expressions(positional, {name: each for name, each in named.items() if name not in windows}, "group_by")
+    keys = named_expressions(
+        positional, {name: each for name, each in named.items() if name not in windows}, "group_by"
+    )
     if len(windows) > 1:
         raise InvalidFlow("a view has at most one window; make a view for each", windows=sorted(windows))
     if not keys and not windows:

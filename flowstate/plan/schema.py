@@ -41,7 +41,9 @@ def check_columns(schema: pa.Schema, what: str) -> pa.Schema:
         check_name(each.name, "column")
         if pa.types.is_dictionary(each.type) or pa.types.is_run_end_encoded(each.type):
             raise InvalidFlow(
-                "a column of a stream has a plain type; use the type of its values", column=each.name, type=str(each.type)
+                "a column of a stream has a plain type; use the type of its values",
+                column=each.name,
+                type=str(each.type),
             )
     check_unique(schema.names, "column")
     return schema.remove_metadata()
@@ -102,7 +104,9 @@ def common_type(left: pa.DataType, right: pa.DataType, where: str) -> pa.DataTyp
                 expression=where, types=f"{left}, {right}",
             )  # fmt: skip
         if floats:
-            small = all((kinds.is_floating(each) and each.bit_width <= 32) or each.bit_width <= 16 for each in (left, right))
+            small = all(
+                (kinds.is_floating(each) and each.bit_width <= 32) or each.bit_width <= 16 for each in (left, right)
+            )
             return pa.float32() if small else pa.float64()
         one, two = as_decimal(left), as_decimal(right)
         scale = max(one.scale, two.scale)
@@ -158,13 +162,16 @@ def literal_type(value: Any, peer: pa.DataType | None, where: str) -> pa.DataTyp
     if isinstance(value, datetime.timedelta):
         return pa.duration("us")
     raise InvalidFlow(
-        "a constant is None, bool, int, float, Decimal, str, bytes, date, datetime or timedelta", type=type(value).__name__
+        "a constant is None, bool, int, float, Decimal, str, bytes, date, datetime or timedelta",
+        type=type(value).__name__,
     )
 
 
 def _fits(value: int, type_: pa.DataType) -> bool:
     bits = type_.bit_width
-    return 0 <= value < 2**bits if pa.types.is_unsigned_integer(type_) else -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+    return (
+        0 <= value < 2**bits if pa.types.is_unsigned_integer(type_) else -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+    )
 
 
 def _decimal_literal(value: decimal.Decimal, where: str) -> pa.DataType:

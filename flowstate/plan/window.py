@@ -217,9 +217,7 @@ class WindowSpec:
         starts = values - (values % width - shift) % width
         return starts, starts + width
 
-    def _boundaries(
-        self, micros: Int64s | None, values: Int64s, per_second: int, least: int, most: int
-    ) -> Int64s:
+    def _boundaries(self, micros: Int64s | None, values: Int64s, per_second: int, least: int, most: int) -> Int64s:
         """Boundaries around all `values`, in their unit, ascending.
 
         Each time's window is found among its neighbours: the number of its window by UTC is off by less than two, because no zone
@@ -316,10 +314,14 @@ class Window:
         spec = WindowSpec(name, self.every, type_, self.offset, self.grace, self.keep)
         if pa.types.is_date32(type_) and (self.every.microseconds or self.offset.microseconds):
             raise InvalidFlow(
-                "a window over dates is a number of whole days, weeks, months or years", window=name, every=str(self.every)
+                "a window over dates is a number of whole days, weeks, months or years",
+                window=name,
+                every=str(self.every),
             )
         if self.offset.months and not self.every.months:
-            raise InvalidFlow("an offset in months needs a window of months or years", window=name, offset=str(self.offset))
+            raise InvalidFlow(
+                "an offset in months needs a window of months or years", window=name, offset=str(self.offset)
+            )
         if spec.time_zone is not None and self.every.microseconds and self.offset.days:
             raise InvalidFlow("a window of hours or less takes an offset of hours or less", window=name)
         probe = pa.array([0], pa.int64()).cast(_bare(type_)).cast(type_)
