@@ -32,8 +32,13 @@ class ExchangeCall:
         self._watchdog = watchdog
         self._number = 0
         self._writer, self._reader = client.do_exchange(flight.FlightDescriptor.for_command(command))
-        self._writer.begin(keys)
         self.broken = False
+        try:
+            self._writer.begin(keys)
+        except BaseException:
+            self.broken = True
+            self.close()
+            raise
 
     def lookup(
         self, partition: int, epoch: int, keys: pa.RecordBatch, patience: float
@@ -63,14 +68,12 @@ class ExchangeCall:
         self._reader.cancel()
 
     def close(self) -> None:
-        """End it in order if it works; a stream that its last user leaves open complains on stderr when it is collected."""
-        with contextlib.suppress(pa.ArrowException, flight.FlightError, OSError), self._watchdog.watch(self, 1.0):
-            if not self.broken:
-                self.broken = True
-                self._writer.done_writing()
-            else:
-                self._reader.cancel()
-            self._writer.close()
+        """End it in order if it works. Arrow complains on stderr of a writer that is dropped unclosed, so it is closed even then."""
+        end = self._reader.cancel if self.broken else self._writer.done_writing
+        self.broken = True
+        for step in (end, self._writer.close):
+            with contextlib.suppress(pa.ArrowException, flight.FlightError, OSError), self._watchdog.watch(self, 1.0):
+                step()
 
     def _break(self, error: FlowstateError) -> FlowstateError:
         self.broken = True

@@ -6,10 +6,12 @@ was made in, and no pool is made in a child whose parent had used Flight.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,6 +56,10 @@ class Pool:
         self._closed = False
         self._check()
         _used = True
+        # A reader that nobody closes is closed before its servers are (what was registered later runs first), so that nothing complains.
+        closing = weakref.WeakMethod(self.close)
+        self._at_exit = lambda: (close := closing()) and close()
+        atexit.register(self._at_exit)
 
     def client(self, location: str) -> flight.FlightClient:
         self._check()
@@ -163,6 +169,7 @@ class Pool:
     def close(self) -> None:
         if self._process != os.getpid():
             return
+        atexit.unregister(self._at_exit)
         with self._lock:
             self._closed = True
             calls = [call for calls in self._idle.values() for call in calls]

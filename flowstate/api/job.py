@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -154,9 +156,15 @@ class Job(Reads):
             self._close()
 
     def _close(self) -> None:
+        atexit.unregister(self._at_exit)
         self._session = None
         self._reader.close()
         self._owned.close()
+
+    def _at_exit(self) -> None:
+        """In order, but without a last snapshot: the interpreter starts no more work for its threads. Regular ones are there."""
+        with contextlib.suppress(Exception):
+            self.stop(snapshot=False)
 
     def close(self) -> None:
         """The same as `stop`: leaving a ``with`` block ends the job. Without one, the job outlives this object on its cluster."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Mapping
@@ -67,12 +68,15 @@ def start(
         Thread(
             target=_warm_up, daemon=True
         ).start()  # while the cluster comes up: the first lookup here needs the key kernels
+        owns = client is None
         if client is None:
             client = stack.enter_context(_own_cluster(stack))
         job = _start(
             client, plan, url, name, every, partitions, keep, idle_after, key_groups, storage_options, timeout, stack
         )
         job._owned = stack.pop_all()
+        if owns:
+            atexit.register(job._at_exit)  # its cluster ends with this process, and not before
         return job
 
 

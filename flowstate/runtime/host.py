@@ -69,6 +69,8 @@ class Host(WorkerPlugin):
             pump.stop()
         for pump in list(self.pumps.values()):
             await asyncio.to_thread(pump.join, 2.0)
+        for link in self.links.values():
+            link.stop()
         await asyncio.to_thread(self.service.close)
         self.pool.shutdown(wait=False, cancel_futures=True)
 

@@ -7,6 +7,7 @@ A link that breaks closes all its streams, at both ends; owners then ask again f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -109,7 +110,6 @@ class ClientLink:
         self._lock = threading.Lock()
         self._controls: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._command = json.dumps({"v": 1, "kind": KIND, "job": job}).encode()
-        self._client: flight.FlightClient | None = None
         threading.Thread(target=self._run, name=f"{name}-link", daemon=True).start()
 
     def attach(self, reader: int, attach: Attach) -> None:
@@ -134,9 +134,12 @@ class ClientLink:
         self._controls.put(None)
 
     def _run(self) -> None:
+        writer: Any = None
+        reader: Any = None
+        sender: threading.Thread | None = None
         try:
-            self._client = flight.connect(self.location)
-            writer, reader = self._client.do_exchange(flight.FlightDescriptor.for_command(self._command))
+            client = flight.connect(self.location)
+            writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(self._command))
             sender = threading.Thread(target=self._send, args=(writer,), daemon=True)
             sender.start()
             while True:
@@ -156,6 +159,11 @@ class ClientLink:
             for each in streams:
                 self.owner.post_closed(each)
             self._controls.put(None)
+            if sender is not None:
+                reader.cancel()  # a sender that waits for room on a stream that nobody reads goes on
+                sender.join()
+                with contextlib.suppress(flight.FlightError, pa.ArrowException, OSError):
+                    writer.close()  # Arrow complains on stderr of a writer that is dropped unclosed
 
     def _send(self, writer: Any) -> None:
         try:
@@ -215,6 +223,7 @@ class ServerLink:
             self._over = True
             for stream in list(self._mailboxes):
                 self._gone(stream)
+            listener.join()  # it reads what this handler owns: it must not outlive it; the owner's end, or `sever`, ends it
 
     def _listen(self, reader: Any) -> None:
         try:

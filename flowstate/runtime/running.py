@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -312,7 +313,9 @@ class RunningJob:
             try:
                 await work
             except Exception as error:
-                if self.scheduler.status == Status.running:  # else it closes, and its threads are gone
+                if (
+                    self.scheduler.status == Status.running and threading.main_thread().is_alive()
+                ):  # else its threads are gone
                     self.problems["supervisor"] = f"{type(error).__name__}: {error}"
                     logger.exception("job %s", self.spec.name)
 
