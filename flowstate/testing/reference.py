@@ -88,7 +88,7 @@ class ReferenceTable:
 
 def plain(column: pa.Array) -> list[Any]:
     """Values as Python's own; times and durations as int64 in the unit of their type."""
-    return raw(column).to_pylist()  # type: ignore[no-any-return]
+    return raw(column).to_pylist()
 
 
 def raw(column: pa.Array) -> pa.Array:
