@@ -35,10 +35,17 @@ def zeroed(size: int) -> npt.NDArray[np.uint8]:
     return _aligned(np.zeros(size + 64, np.uint8), size, 64)
 
 
-def _mapped(size: int) -> mmap.mmap:
+def _mapped(size: int, flags: int = 0) -> mmap.mmap:
     if sys.platform == "win32":
         return mmap.mmap(-1, size)
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags)
+
+
+def _populated(size: int) -> npt.NDArray[np.uint8]:
+    """Memory that will be written at once: its pages are made in one call instead of one by one as they are touched."""
+    if size >= _MAPPED:
+        return np.frombuffer(_mapped(size, getattr(mmap, "MAP_POPULATE", 0)), np.uint8)
+    return zeroed(size)
 
 
 def _aligned(memory: npt.NDArray[np.uint8], size: int, to: int) -> npt.NDArray[np.uint8]:
@@ -63,11 +70,16 @@ class Pool:
         try:
             return Block(self, self._waiting[size].pop())
         except (KeyError, IndexError):
-            return Block(self, zeroed(size))
+            return Block(self, _populated(size))
 
     def fresh(self, size: int) -> Block:
         """A block of zeros."""
         return Block(self, zeroed(size))
+
+    def spare(self, size: int) -> None:
+        """Have one more block of `size` waiting: its pages are made now and not in the middle of the first copy."""
+        if self.waiting + size <= self.limit:
+            self.give(_populated(size))
 
     def give(self, memory: npt.NDArray[np.uint8]) -> None:
         """Called by a block's end, in whichever thread dropped it: one append, which is atomic."""

@@ -42,6 +42,17 @@ class Found:
     def __init__(self, layout: Layout, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int) -> None:
         self._layout, self._pointers, self._slots, self._shift = layout, pointers, slots, shift
 
+    def results(self, keys: list[pa.Array], windows: list[tuple[int, int]]) -> pa.RecordBatch:
+        """Result rows, given the plain keys, and the start and end of the window, of each."""
+        layout, rows = self._layout, len(self._slots)
+        arrays = list(keys)
+        if layout.spec.window is not None:
+            edges = np.array(windows, np.int64).reshape(-1, 2)
+            arrays += [layout.time_array(np.ascontiguousarray(edges[:, side])) for side in (0, 1)]
+        for each in layout.aggregates:
+            arrays.append(layout.result(each, self.reader(each), arrays[: len(layout.key_schema)], rows))
+        return pa.RecordBatch.from_arrays(arrays, schema=layout.schema)
+
     def reader(self, each: Aggregate) -> Read:
         return lambda place: self._read(each, place)
 

@@ -8,8 +8,6 @@ values. The first step writes only behind what readers see, so nothing but the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +26,7 @@ from flowstate.state.kernels import decode, fold
 from flowstate.state.kernels import index as kernels
 from flowstate.state.lookup import Found, found_rows
 from flowstate.state.view import TableView, micros_per
+from flowstate.state.windows import Windows, doubled
 
 _FIRST_ROWS = 64
 _MOST_KEYS = 4 << 20  # bytes of one piece of memory for keys
@@ -36,18 +35,6 @@ _AHEAD = 24
 
 Int64s = npt.NDArray[np.int64]
 Keep = Callable[[UInt64s], npt.NDArray[np.bool_]]
-
-
-@dataclass
-class _Window:
-    """A window that has rows: its start and end in the unit of the time type, its chunks, and the memory that its next keys go to
-    (the chunks hold all of it)."""
-
-    start: int
-    end: int
-    chunks: list[int] = field(default_factory=list)
-    key_bytes: int = 0
-    memory: npt.NDArray[np.uint8] | None = None
 
 
 class KeyedTable:
@@ -60,11 +47,7 @@ class KeyedTable:
         self._seed_word = seed_word(seed)
         self._pool, self._index = Pool(), Index(self._layout.head_words, self._seed_word)
         self._serial, self._last_view, self._next_id = 0, -1, 0
-        self._windows: dict[int, _Window] = {}
-        self._window_ids: dict[tuple[int, int], int] = {}
-        self._free_windows: list[int] = []
-        self._window_table = np.zeros((16, 2), np.int64)
-        self._tails = np.zeros((4, 4), np.int64)
+        self._windows = Windows()
         # Per chunk, by its number; numbers are used again after their window has gone.
         self._stored: list[Stored | None] = []
         self._free_chunks: list[int] = []
@@ -128,6 +111,10 @@ class KeyedTable:
                 lines += each.merge(parts, inputs)
             self._merge(keys, starts, ends, None, lines)
             del inputs
+        # The first view of what was restored finds blocks to copy into.
+        for stored in self._stored:
+            if stored is not None:
+                self._pool.spare(stored.block.size)
 
     def _check_hashes(self, batch: pa.RecordBatch, hashes: UInt64s) -> None:
         """The index computes hashes again when it grows: with other ones, keys would be lost and made anew. One row tells."""
@@ -172,7 +159,9 @@ class KeyedTable:
         lines: list[Line],
     ) -> None:
         self._serial += 1
-        windows = self._windows_of(keys.rows, starts, ends)
+        self._room(keys.rows)
+        windows = self._window_rows[: keys.rows]
+        self._windows.assign(windows, starts, ends)
         slots = self._locate(keys, windows, hashes if self.spec.keys else None, insert=True)
         if self._last_view >= 0:
             used = len(self._stored)
@@ -184,44 +173,11 @@ class KeyedTable:
 
     # -- from keys to rows -----------------------------------------------------------------------------------------------------
 
-    def _windows_of(self, rows: int, starts: pa.Array | None, ends: pa.Array | None) -> Int64s:
-        """The id of each row's window; windows that are new are made."""
-        if self._window_rows.shape[0] < rows:
+    def _room(self, rows: int) -> None:
+        """Buffers for a value per row."""
+        if self._slots.shape[0] < rows:
+            self._slots, self._hashes = np.empty(rows, np.int64), np.empty(rows, np.uint64)
             self._window_rows = np.empty(rows, np.int64)
-            self._slots = np.empty(rows, np.int64)
-            self._hashes = np.empty(rows, np.uint64)
-        ids = self._window_rows[:rows]
-        if starts is None or ends is None:
-            if not self._windows:
-                self._add_window(0, 0)
-            ids[:] = 0
-            return ids
-        first = starts.buffers()[1].address + starts.offset * 8
-        row = 0
-        while True:
-            row = int(kernels.assign_windows(first, row, rows, self._window_table, ids))
-            if row == rows:
-                return ids
-            self._add_window(_int64_at(starts, row), _int64_at(ends, row))
-
-    def _add_window(self, start: int, end: int) -> int:
-        window = self._free_windows.pop() if self._free_windows else len(self._windows)
-        if window >= self._tails.shape[0]:
-            self._tails = _doubled(self._tails)
-        self._tails[window] = 0
-        self._windows[window] = _Window(start, end)
-        self._window_ids[start, end] = window
-        if 3 * len(self._windows) > self._window_table.shape[0]:
-            self._list_windows()
-        else:
-            kernels.add_window(self._window_table, start, window)
-        return window
-
-    def _list_windows(self) -> None:
-        size = max(16, 1 << (8 * len(self._windows)).bit_length())
-        self._window_table = np.zeros((size, 2), np.int64)
-        for window, each in self._windows.items():
-            kernels.add_window(self._window_table, each.start, window)
 
     def _locate(self, keys: KeyColumns, windows: Int64s, hashes: UInt64s | None, *, insert: bool) -> Int64s:
         """The row of each key, in a buffer that the next call uses again."""
@@ -235,7 +191,7 @@ class KeyedTable:
             row, why, detail = kernels.locate(
                 keys.described, keys.head_words, row, rows, windows, hashes, given, self._seed_word, insert,
                 self._starts, self._cursors, self._scratch, self._mixed, self._homes,
-                self._index.directory, self._index.counts, self._tails, self._filled, self._versions,
+                self._index.directory, self._index.counts, self._windows.tails, self._filled, self._versions,
                 self._serial, self._shift, slots,
             )  # fmt: skip
             if why == kernels.DONE:
@@ -251,50 +207,54 @@ class KeyedTable:
 
     def _more_rows(self, window: int) -> None:
         """Give the window room for rows: its last chunk grows up to the size of chunks, then it gets another."""
-        chunks, most = self._windows[window].chunks, 1 << self._shift
+        chunks, most = self._windows.by_id[window].chunks, 1 << self._shift
         if chunks:
             stored = self._stored[chunks[-1]]
             assert stored is not None
             if stored.capacity < most:
                 self._grow(chunks[-1], stored, min(most, 4 * stored.capacity))
-                self._tails[window, kernels.LIMIT] = (chunks[-1] << self._shift) + min(most, 4 * stored.capacity)
+                self._windows.tails[window, kernels.LIMIT] = (chunks[-1] << self._shift) + min(
+                    most, 4 * stored.capacity
+                )
                 return
         capacity = most if chunks else min(most, _FIRST_ROWS)
         chunk = self._free_chunks.pop() if self._free_chunks else len(self._stored)
         if chunk == len(self._stored):
             self._stored.append(None)
             if chunk >= self._ids.shape[0]:
-                self._ids, self._versions = _doubled(self._ids), _doubled(self._versions)
-                self._born, self._filled = _doubled(self._born), _doubled(self._filled)
-                self._arenas, self._pointers = _doubled(self._arenas), _doubled(self._pointers.T).T.copy()
-        keys = Keys(self._layout, self._windows[window].start, self._windows[window].end)
+                self._ids, self._versions = doubled(self._ids), doubled(self._versions)
+                self._born, self._filled = doubled(self._born), doubled(self._filled)
+                self._arenas, self._pointers = doubled(self._arenas), doubled(self._pointers.T).T.copy()
+        keys = Keys(self._layout, self._windows.by_id[window].start, self._windows.by_id[window].end)
         chunks.append(chunk)
         self._ids[chunk], self._next_id = self._next_id, self._next_id + 1
         self._filled[chunk], self._arenas[chunk] = 0, 0
         self._place(chunk, Stored(keys, self._fresh(capacity), capacity, None))
-        self._tails[window, kernels.NEXT] = chunk << self._shift
-        self._tails[window, kernels.LIMIT] = (chunk << self._shift) + capacity
+        if capacity == most and self._last_view >= 0:
+            self._pool.spare(self._layout.offsets(most)[-1])
+        self._windows.tails[window, kernels.NEXT] = chunk << self._shift
+        self._windows.tails[window, kernels.LIMIT] = (chunk << self._shift) + capacity
         self._segment(window)
 
     def _more_keys(self, window: int, needed: int) -> None:
         """Give the window memory for keys: as much as it has already, within limits, and the `needed` bytes of the next."""
-        each = self._windows[window]
+        each = self._windows.by_id[window]
         size = max(needed, min(_MOST_KEYS, max(each.key_bytes, needed * min(_FIRST_ROWS, 1 << self._shift))))
         memory = zeroed(size)
         each.key_bytes += size
-        self._tails[window, kernels.CURSOR] = memory.ctypes.data
-        self._tails[window, kernels.END] = memory.ctypes.data + size
+        self._windows.tails[window, kernels.CURSOR] = memory.ctypes.data
+        self._windows.tails[window, kernels.END] = memory.ctypes.data + size
         each.memory = memory
         self._segment(window)
 
     def _segment(self, window: int) -> None:
         """The window's next row begins a segment, in what is left of its memory for keys."""
-        each = self._windows[window]
+        each = self._windows.by_id[window]
         stored = self._stored[each.chunks[-1]]
         assert stored is not None
         if each.memory is not None:
-            used = int(self._tails[window, kernels.CURSOR]) - each.memory.ctypes.data
-            row = int(self._tails[window, kernels.NEXT]) & ((1 << self._shift) - 1)
+            used = int(self._windows.tails[window, kernels.CURSOR]) - each.memory.ctypes.data
+            row = int(self._windows.tails[window, kernels.NEXT]) & ((1 << self._shift) - 1)
             stored.keys.segments.append((row, each.memory[used:]))
 
     # -- chunks ----------------------------------------------------------------------------------------------------------------
@@ -372,22 +332,13 @@ class KeyedTable:
     def memory(self) -> dict[str, int]:
         """Bytes: of the index; of keys, with their two words of bookkeeping; of aggregate state; other."""
         stored = [each for each in self._stored if each is not None]
-        keys = sum(each.key_bytes for each in self._windows.values())
-        own = (
-            self._ids,
-            self._versions,
-            self._born,
-            self._filled,
-            self._arenas,
-            self._pointers,
-            self._tails,
-            self._window_table,
-        )
+        own = (self._ids, self._versions, self._born, self._filled, self._arenas, self._pointers)
         return {
             "index": self._index.nbytes,
-            "keys": keys,
+            "keys": self._windows.key_bytes,
             "columns": sum(each.block.size + (0 if each.values is None else each.values.nbytes) for each in stored),
             "other": sum(each.nbytes for each in own)
+            + self._windows.nbytes
             + self._pool.waiting
             + sum(each.keys.decoded_nbytes for each in stored),
         }
@@ -417,28 +368,20 @@ class KeyedTable:
             columns = [column.cast(kind) for column, kind in zip(keys.columns, schema.types, strict=False)]
         except pa.ArrowException as error:
             raise InvalidFlow(
-                "these keys are not of the view's key types", view=self.spec.name, given=str(keys.schema), key=str(schema)
+                "these keys are not of the view's key types",
+                view=self.spec.name,
+                given=str(keys.schema),
+                key=str(schema),
             ) from error
-        rows, windows = found_rows(columns, plain, keys.num_rows, self._window_ids)
+        rows, windows = found_rows(columns, plain, keys.num_rows, self._windows.ids)
         columns = [each.take(pa.array(rows)) for each in columns[:plain]]
-        if len(rows) > self._slots.shape[0]:
-            self._slots, self._hashes = np.empty(len(rows), np.int64), np.empty(len(rows), np.uint64)
-            self._window_rows = np.empty(len(rows), np.int64)
+        self._room(len(rows))
         slots = self._locate(KeyColumns.of(columns, len(rows)), windows, None, insert=False).copy()
         _, firsts = np.unique(slots, return_index=True)
         places = np.sort(firsts[slots[firsts] >= 0])
-        return self._found(columns, slots, windows, places)
-
-    def _found(self, columns: list[pa.Array], slots: Int64s, windows: Int64s, places: Int64s) -> pa.RecordBatch:
-        layout, found = self._layout, Found(self._layout, self._pointers, slots[places], self._shift)
-        arrays = [each.take(pa.array(places)) for each in columns]
-        if self.spec.window is not None:
-            edges = [(self._windows[each].start, self._windows[each].end) for each in windows[places].tolist()]
-            starts_and_ends = np.array(edges, np.int64).reshape(-1, 2)
-            arrays += [layout.time_array(np.ascontiguousarray(starts_and_ends[:, side])) for side in (0, 1)]
-        for each in layout.aggregates:
-            arrays.append(layout.result(each, found.reader(each), arrays[: len(layout.key_schema)], len(places)))
-        return pa.RecordBatch.from_arrays(arrays, schema=layout.schema)
+        edges = [(each.start, each.end) for each in map(self._windows.by_id.__getitem__, windows[places].tolist())]
+        found = Found(self._layout, self._pointers, slots[places], self._shift)
+        return found.results([each.take(pa.array(places)) for each in columns], edges)
 
     # -- windows ---------------------------------------------------------------------------------------------------------------
 
@@ -448,7 +391,7 @@ class KeyedTable:
             return []
         numerator, denominator = micros_per(self.spec.time_type)
         counts: dict[int, int] = {}
-        for each in self._windows.values():
+        for each in self._windows.by_id.values():
             end = each.end * numerator // denominator
             counts[end] = counts.get(end, 0) + int(self._filled[each.chunks].sum())
         return sorted(counts.items())
@@ -462,22 +405,18 @@ class KeyedTable:
         numerator, denominator = micros_per(self.spec.time_type)
         gone = [
             number
-            for number, each in self._windows.items()
+            for number, each in self._windows.by_id.items()
             if window.expires(each.end * numerator // denominator) <= upto_us
         ]
         if not gone:
             return 0
         self._serial += 1
-        dead = np.zeros(self._tails.shape[0], np.uint8)
+        dead = np.zeros(self._windows.tails.shape[0], np.uint8)
         dead[gone] = 1
         self._index.purge(dead)  # before the records go
         rows = 0
         for number in gone:
-            each = self._windows.pop(number)
-            del self._window_ids[each.start, each.end]
-            self._free_windows.append(number)
-            self._tails[number] = 0
-            for chunk in each.chunks:
+            for chunk in self._windows.by_id[number].chunks:
                 rows += int(self._filled[chunk])
                 stored = self._stored[chunk]
                 assert stored is not None
@@ -485,14 +424,5 @@ class KeyedTable:
                 self._stored[chunk], self._filled[chunk] = None, 0
                 self._free_chunks.append(chunk)
         self._pool.clear()
-        self._list_windows()
+        self._windows.drop(gone)
         return rows
-
-
-def _int64_at(column: pa.Array, row: int) -> int:
-    return int(key_array(column.slice(row, 1))[1].view(pa.int64())[0].as_py())
-
-
-def _doubled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same with twice the rows, the new ones zero."""
-    return np.concatenate([array, np.zeros_like(array)])
