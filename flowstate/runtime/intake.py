@@ -104,16 +104,6 @@ class Intake:
             if reader is not None:
                 reader.unassign(split)
 
-    def at_end(self, table: Table, split: str, offset: int) -> bool:
-        """Whether nothing can be read at `offset` now."""
-        reader = self._readers.get((table.splits[split].source, False))
-        if reader is None or (split, False) not in self._at:
-            return False
-        try:
-            return reader.end_offset(split) <= offset
-        except FlowstateError:
-            return False
-
     @staticmethod
     def resolve_end(sources: Sequence[ScanSpec], table: Table, split: str) -> int:
         """Where a split ends now, asked on another thread than the pump's."""

@@ -97,6 +97,7 @@ class Pump:
         self._numbers = 0
         self._shares = False
         self._next_save = 0.0
+        self._ask_end: dict[str, float] = {}
         self._publishing: set[StagedOutput] = set()
         self._published: set[StagedOutput] = set()
         self._thread = threading.Thread(target=self._run, name=f"flowstate-{spec.name}-p{number}-e{epoch}", daemon=True)
@@ -226,9 +227,17 @@ class Pump:
         return moved
 
     def _declare_idle(self, machine: Partition, now: float) -> None:
+        """A split that is silent for long is asked aside whether it is at its end, no oftener than it may be silent."""
         for split in machine.idle(now):
-            if self.intake.at_end(machine.table, split, machine.readings[split].at.offset):
-                self._carry_out(machine.declare_idle(split))
+            if now >= self._ask_end.get(split, 0.0):
+                self._ask_end[split] = now + max(1.0, self.spec.idle_after)
+                ask = partial(Intake.resolve_end, self.spec.plan.sources, machine.table, split)
+                self._aside(split, ask, partial(self._at_end, split))
+
+    def _at_end(self, split: str, end: int) -> None:
+        machine = self._machine
+        if split in machine.idle(self.clock.monotonic()) and machine.readings[split].at.offset >= end:
+            self._carry_out(machine.declare_idle(split))
 
     def _carry_out(self, instructions: Iterable[Instruction]) -> None:
         for each in instructions:
@@ -249,19 +258,21 @@ class Pump:
                         if (port := ends.pop(each.stream, None)) is not None:
                             port.close(each.stream)
                 case LoadRecord():
-                    self._aside(partial(self.records.load, each.split), partial(self._record_loaded, each))
+                    self._aside("store", partial(self.records.load, each.split), partial(self._record_loaded, each))
                 case RecordFloor():
                     self._aside(
+                        "store",
                         partial(self.records.append_floor, each.split, each.epoch, each.floor),
                         partial(self._floor_recorded, each.split, each.epoch, each.floor),
                     )
                 case ResolveEnd():
-                    self._aside(partial(self._resolve_end, each), partial(self._end_recorded, each))
+                    self._aside(each.split, partial(self._resolve_end, each), partial(self._end_recorded, each))
                 case CutTaken():
                     self._cut_taken(each)
 
-    def _aside(self, work: Callable[[], Any], then: Callable[[Any], None], attempt: int = 0) -> None:
-        """Do `work` on the pool, then `then` with its result on the pump. What may pass is tried again; fenced is fenced."""
+    def _aside(self, what: str, work: Callable[[], Any], then: Callable[[Any], None], attempt: int = 0) -> None:
+        """Do `work` on the pool, then `then` with its result on the pump. What fails is a problem of `what`, and is tried again; fenced
+        is fenced."""
 
         def run() -> None:
             try:
@@ -269,14 +280,14 @@ class Pump:
             except Fenced:
                 return  # a newer reader epoch: the table that says so is on its way
             except Exception as error:
-                self.problems["store"] = str(error)
-                timer = threading.Timer(
-                    min(5.0, 0.2 * 2**attempt), self._post, [partial(self._aside, work, then, attempt + 1)]
-                )
+                self.problems[what] = f"{type(error).__name__}: {error}"
+                again = partial(self._aside, what, work, then, attempt + 1)
+                timer = threading.Timer(min(5.0, 0.2 * 2**attempt), self._post, [again])
                 timer.daemon = True
                 timer.start()
                 return
-            self.problems.pop("store", None)
+            if attempt:
+                self.problems.pop(what, None)
             self._post(partial(then, result))
 
         if not self._stopping:
@@ -438,7 +449,7 @@ class Pump:
         for each in staged:
             if each not in self._publishing and each not in self._published:
                 self._publishing.add(each)
-                self._aside(partial(self.saver.publish, each), partial(self._on_published, each))
+                self._aside("sink", partial(self.saver.publish, each), partial(self._on_published, each))
 
     def _on_published(self, staged: StagedOutput, _: None) -> None:
         self._publishing.discard(staged)

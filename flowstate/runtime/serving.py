@@ -104,7 +104,8 @@ class ServedPartition:
 
     def _known(self, view: str) -> None:
         if self.pump.machine is None or self.pump.state not in ("live", "ended"):
-            raise Unavailable("this partition is loading", job=self.job, partition=self.partition, retry_after=0.2)
+            message = f"this partition is {self.pump.state}; it will be served again"
+            raise Unavailable(message, job=self.job, partition=self.partition, retry_after=0.2)
         if view not in self.pump._contents.tables:
             raise InvalidFlow(f"no view {view!r}{did_you_mean(view, self.pump._contents.tables)}", job=self.job)
 
