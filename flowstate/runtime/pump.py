@@ -45,6 +45,8 @@ from flowstate.snapshot.record import SplitRecord, SplitRecords
 from flowstate.state.kernels import warm_up
 
 IDLE = 0.005  # seconds that a pump without work waits for rows
+BLOCK = 0.001  # seconds between two moments at which a reader may take a view
+LEAST_ROWS = 2048  # of a block: below, what a block costs by itself would count
 
 
 class Surroundings(Protocol):
@@ -97,6 +99,7 @@ class Pump:
         self._numbers = 0
         self._shares = False
         self._next_save = 0.0
+        self._row_seconds, self._block_rows = 1e-7, spec.block_rows
         self._ask_end: dict[str, float] = {}
         self._publishing: set[StagedOutput] = set()
         self._published: set[StagedOutput] = set()
@@ -200,10 +203,19 @@ class Pump:
         """One message of every split that has one: a block each."""
         splits = machine.consumable()
         for split in splits:
+            rows, begun = machine.contents.applied_rows, self.clock.monotonic()
             with self.gate:
                 instructions = machine.consume(split)
+            self._pace(machine.contents.applied_rows - rows, self.clock.monotonic() - begun)
             self._carry_out(instructions)
         return bool(splits)
+
+    def _pace(self, rows: int, seconds: float) -> None:
+        """Read blocks of as many rows as take about `BLOCK` seconds to apply, to as many tables as there are."""
+        if rows >= LEAST_ROWS // 2:
+            self._row_seconds += 0.1 * (seconds / rows - self._row_seconds)
+            wanted = BLOCK / (self._row_seconds * len(self.spec.plan.routes))
+            self._block_rows = int(min(self.spec.block_rows, max(LEAST_ROWS, wanted)))
 
     def _fill(self, machine: Partition) -> bool:
         if not machine.goals:
@@ -221,7 +233,7 @@ class Pump:
 
     def _read(self, machine: Partition, wanted: Mapping[str, tuple[int, int | None]], timeout: float) -> bool:
         moved = False
-        for rows in self.intake.read(machine.table, wanted, self.spec.block_rows, timeout, self.problems):
+        for rows in self.intake.read(machine.table, wanted, self._block_rows, timeout, self.problems):
             self._carry_out(machine.read(rows, self.clock.monotonic()))
             moved = True
         return moved
