@@ -70,10 +70,6 @@ def floor_not_durable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Incarnation, "append_floor", lambda self, split, epoch, floor: None)
 
 
-def floor_early(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Reading, "leads", True)
-
-
 def forget_floor(patch: pytest.MonkeyPatch) -> None:
     load = Watermarks.load
 
@@ -173,7 +169,6 @@ MISTAKES: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
     (no_header_only, 20),
     (no_skip, 60),
     (floor_not_durable, 60),
-    (floor_early, 200),
     (forget_floor, 60),
     (position_after_view, 20),
     (late_by_partition, 20),
@@ -192,3 +187,171 @@ def test_a_mistake_is_found(mistake: Callable[[pytest.MonkeyPatch], None], seeds
     with pytest.raises(Fault) as found:
         explore(range(seeds))
     print(found.value)
+
+
+# What chance seldom reaches, by hand.
+
+PLAN = simple_plan(None)
+ENTRY = SplitEntry(0, "", 0, None, None, LATENESS)
+
+
+def partition(number: int = 0, partitions: int = 2, epoch: int = 1, state: Contents | None = None) -> Partition:
+    router = Router(partitions=partitions, groups=128, seed=1)
+    return Partition(number, epoch, partitions, state or Contents(PLAN, 1), Preparer(PLAN, router))
+
+
+def table(version: int, *, epochs: dict[int, int] | None = None, reader: ReaderOf = ReaderOf(1, 0), **more: Any) -> Table:  # noqa: B008
+    return Table(version, {"a": reader}, epochs or {0: 1, 1: 1}, {}, {"a": ENTRY}, **more)
+
+
+def attach(owner: int, place: Place, *, epoch: int = 1, attempt: int = 1, reader_epoch: int = 1) -> Attach:
+    return Attach(StreamId("a", reader_epoch, owner, epoch, attempt), place)
+
+
+def reader(at: int = 0, floors: tuple[Floor, ...] = (), **more: Any) -> Partition:
+    """Partition 0, reading split a from `at`."""
+    contents = Contents(PLAN, 1)
+    contents.marks.include("a", lateness=LATENESS, place=Place(at, len(floors)), newest=NEVER if at == 0 else 50_000_000)
+    machine = partition(state=contents)
+    assert machine.hear(table(1, **more)) == [LoadRecord("a", 1)]
+    machine.record_loaded("a", 1, SplitRecord(1, floors), 0.0)
+    return machine
+
+
+def test_an_incarnation_follows_no_table_from_before_it() -> None:
+    """By one it could follow a replaced reader, or act on watermarks without a split that joins."""
+    machine = partition(epoch=2)
+    assert machine.hear(table(7)) == [] and machine.attach(0.0) == [] and not machine.contents.marks.position
+    machine.hear(table(8, epochs={0: 2, 1: 1}))
+    assert [type(each) for each in machine.attach(0.0)] == [SendAttach]
+
+
+def test_no_floor_before_everybody_was_here() -> None:
+    """R6, interleaving 3: who has not attached may follow a replaced reader to places that this one does not know."""
+    reading = reader(at=10).readings["a"]
+    reading.accept(attach(0, Place(10)), table(1))
+    assert not reading.leads and reading.declare_idle(10**12) == []
+    reading.accept(attach(1, Place(12)), table(1))
+    assert not reading.leads and reading.declare_idle(10**12) == []
+    reading.at = Place(12)
+    assert reading.leads and len(reading.declare_idle(10**12)) == 1
+    assert not reading.wanted and reading.declare_idle(10**12) == []  # nothing is read while a floor is being written
+
+
+def test_the_end_of_a_drained_split_waits_for_the_lead() -> None:
+    machine = reader(at=10, draining=True)
+    assert machine.reads() == {} and not any(isinstance(each, ResolveEnd) for each in machine.tick(0.0))
+    machine.accept(attach(0, Place(10)))
+    machine.accept(attach(1, Place(14)))
+    assert machine.reads() == {"a": (10, 14)}
+    assert not any(isinstance(each, ResolveEnd) for each in machine.tick(0.0))
+    machine.readings["a"].at = Place(14)
+    assert machine.reads() == {}
+    assert [each for each in machine.tick(0.0) if isinstance(each, ResolveEnd)] == [ResolveEnd("a", 1)]
+    assert not any(isinstance(each, ResolveEnd) for each in machine.tick(0.0))
+    machine.end_recorded("a", 1, 16)
+    assert machine.reads() == {"a": (14, 16)}
+
+
+def test_a_record_that_comes_too_late_is_not_read() -> None:
+    """The table has moved on, or the record says that somebody else has been asked since."""
+    contents = Contents(PLAN, 1)
+    contents.marks.include("a", lateness=LATENESS, place=Place(0))
+    machine = partition(state=contents)
+    assert machine.hear(table(1)) == [LoadRecord("a", 1)]
+    machine.hear(table(2, reader=ReaderOf(2, 1)))
+    machine.record_loaded("a", 1, SplitRecord(1), 0.0)
+    assert machine.readings == {}
+    assert machine.hear(table(3, reader=ReaderOf(3, 0))) == [LoadRecord("a", 3)]
+    machine.record_loaded("a", 3, SplitRecord(4), 0.0)
+    assert machine.readings == {}
+
+
+def test_attaches_in_any_order() -> None:
+    """Interleaving 10: the newest request of the newest incarnation has the stream."""
+    reading = reader().readings["a"]
+    (first,) = reading.accept(attach(1, Place(0), attempt=4), table(1))
+    assert isinstance(first, Put) and isinstance(first.message, Start)
+    late = attach(1, Place(0), attempt=3)
+    assert reading.accept(late, table(1)) == [Close(late.stream)]
+    closed, started = reading.accept(attach(1, Place(0), epoch=2, attempt=1), table(1))
+    assert closed == Close(first.stream) and isinstance(started, Put)
+    zombie = attach(1, Place(0), attempt=9)
+    assert reading.accept(zombie, table(1)) == [Close(zombie.stream)]
+
+
+def test_an_attach_before_the_reader_knows_that_it_reads() -> None:
+    machine = partition()
+    request = attach(1, Place(0))
+    assert machine.accept(request) == [Close(request.stream)]
+
+
+def owner(place: Place) -> tuple[Partition, StreamId]:
+    """Partition 1, which has asked partition 0 for split a."""
+    contents = Contents(PLAN, 1)
+    contents.marks.include("a", lateness=LATENESS, place=place)
+    machine = partition(number=1, state=contents)
+    machine.hear(table(1))
+    (asked,) = machine.attach(0.0)
+    assert isinstance(asked, SendAttach)
+    return machine, asked.attach.stream
+
+
+def test_the_end_is_an_entry_of_a_gap() -> None:
+    """A stream that begins behind the end: rows, then the floor, then the end, in the order of the sequence."""
+    machine, stream = owner(Place(3))
+    machine.receive(stream, Start(Place(6, 1), 2**63 - 1, (Floor(5, 70),)))
+    assert machine.consume("a") == [Acknowledge(stream, 1)]
+    assert machine.fills() == {"a": (3, 5)}
+    machine.contents.apply("a", Batch(Place(3), Place(5), 60, NEVER))
+    assert machine.fills() == {} and machine.fill_controls()
+    marks = machine.contents.marks
+    assert marks.position["a"] == (6, 1) and marks.ended and marks.floor["a"] == 70 and machine.goals == {}
+
+
+def test_a_held_split_waits_and_a_closed_cut_lets_it_go() -> None:
+    machine, stream = owner(Place(0))
+    for message in (Start(Place(0), NEVER, ()), Marker(1), Batch(Place(0), Place(1), NEVER, NEVER)):
+        machine.receive(stream, message)
+    entries = {"a": ENTRY, "b": ENTRY}
+    machine.hear(replace(table(2, cut=1), splits=entries))
+    machine.consume("a")
+    assert machine.consume("a") == [Acknowledge(stream, 1)] and machine.held == {"a"}
+    assert machine.consumable() == []
+    machine.hear(replace(table(3, cut=1, closed=1), splits=entries))
+    assert machine.consumable() == ["a"]
+    machine.receive(stream, Marker(1))
+    machine.consume("a")
+    machine.consume("a")
+    assert machine.held == set()  # a marker of a closed cut
+
+
+def test_rows_that_were_given_back_are_handed_over_once() -> None:
+    """A save fails while windows expire: what it had taken comes with the next one, what expired since too, nothing twice."""
+    contents = Contents(simple_plan(2), 1)
+    contents.marks.include("a", lateness=LATENESS, place=Place(0))
+    preparer, offset, given = Preparer(contents.plan, Router(partitions=1, groups=128, seed=1)), 0, Counter[tuple[Any, ...]]()
+    from flowstate.testing.incarnation import rows_of
+    from flowstate.testing.log import SECOND, Log, Record
+
+    log = Log("a", 0, [Record(number, "anna", number * SECOND, 1) for number in range(60)], 60, True)
+    for fails in (False, True, True, False, True, False, False):
+        for to in (offset + 4, offset + 8):
+            rows = log.rows(offset, to)
+            found = preparer.prepare(0, rows, contents.marks.newest["a"], NEVER)
+            contents.apply("a", Batch(Place(offset), Place(to), found.newest, NEVER, found.owners[0]))
+            offset = to
+            if to % 8:
+                frozen = contents.freeze()
+                due = contents.take_due(frozen)
+        batches = [batch for each in due.values() for batch in each.rows(frozen)]
+        if fails:
+            contents.give_back(0, batches)
+        else:
+            given.update(row for batch in batches for row in rows_of(batch))
+        frozen.release()
+    reached = contents.marks.reached
+    contents.take_due(contents.freeze())
+    expected = {("anna", end * SECOND, 6, 6) for end in range(6, 60, 6) if (end + 2) * SECOND <= reached}
+    assert set(given) <= expected and max(given.values()) == 1
+    assert len(given) >= 7
