@@ -19,6 +19,7 @@ import pyarrow as pa
 
 _MAPPED = 64 * 1024  # smaller memory comes from the heap
 _HUGE = 2 * 1024 * 1024
+_SLAB = 2 * _HUGE
 
 
 def zeroed(size: int) -> npt.NDArray[np.uint8]:
@@ -35,17 +36,10 @@ def zeroed(size: int) -> npt.NDArray[np.uint8]:
     return _aligned(np.zeros(size + 64, np.uint8), size, 64)
 
 
-def _mapped(size: int, flags: int = 0) -> mmap.mmap:
+def _mapped(size: int) -> mmap.mmap:
     if sys.platform == "win32":
         return mmap.mmap(-1, size)
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags)
-
-
-def _populated(size: int) -> npt.NDArray[np.uint8]:
-    """Memory that will be written at once: its pages are made in one call instead of one by one as they are touched."""
-    if size >= _MAPPED:
-        return np.frombuffer(_mapped(size, getattr(mmap, "MAP_POPULATE", 0)), np.uint8)
-    return zeroed(size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _aligned(memory: npt.NDArray[np.uint8], size: int, to: int) -> npt.NDArray[np.uint8]:
@@ -54,11 +48,13 @@ def _aligned(memory: npt.NDArray[np.uint8], size: int, to: int) -> npt.NDArray[n
 
 
 class Pool:
-    """Memory of dropped blocks, to be used again. `limit` bounds how many bytes wait."""
+    """Blocks of one window: they are cut from slabs of huge pages once the window is large, and used again when dropped. `limit` bounds
+    how many bytes wait for that: as many as are in use. A window has its own, so that its slabs go when it goes."""
 
     def __init__(self) -> None:
         self.limit = 0
         self._waiting: dict[int, deque[npt.NDArray[np.uint8]]] = {}
+        self._slab = np.empty(0, np.uint8)
 
     @property
     def waiting(self) -> int:
@@ -70,24 +66,25 @@ class Pool:
         try:
             return Block(self, self._waiting[size].pop())
         except (KeyError, IndexError):
-            return Block(self, _populated(size))
+            return self.fresh(size)
 
     def fresh(self, size: int) -> Block:
         """A block of zeros."""
-        return Block(self, zeroed(size))
+        if size < _MAPPED or self.limit < _SLAB // 2:
+            return Block(self, zeroed(size))
+        if self._slab.nbytes < size:
+            self._slab = zeroed(max(size, _SLAB))
+        memory, self._slab = self._slab[:size], self._slab[size:]
+        return Block(self, memory)
 
-    def spare(self, size: int) -> None:
-        """Have one more block of `size` waiting: its pages are made now and not in the middle of the first copy."""
-        if self.waiting + size <= self.limit:
-            self.give(_populated(size))
+    def close(self) -> None:
+        """Keep nothing any more; blocks that views still hold go to the system when those end."""
+        self.limit, self._waiting, self._slab = 0, {}, np.empty(0, np.uint8)
 
     def give(self, memory: npt.NDArray[np.uint8]) -> None:
         """Called by a block's end, in whichever thread dropped it: one append, which is atomic."""
         if self.waiting + memory.nbytes <= self.limit:
             self._waiting.setdefault(memory.nbytes, deque()).append(memory)
-
-    def clear(self) -> None:
-        self._waiting = {}
 
 
 class Block:

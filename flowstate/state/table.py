@@ -19,14 +19,14 @@ from flowstate.plan.keys import KeyColumns, UInt64s, hash_columns, key_array, se
 from flowstate.plan.position import NEVER, OFFSET, TIME
 from flowstate.plan.spec import TableSpec
 from flowstate.state.aggregate import Inputs, Line
-from flowstate.state.block import Block, Pool, alone, is_alone, zeroed
+from flowstate.state.block import Block, alone, is_alone, zeroed
 from flowstate.state.chunk import Keys, Layout, Stored
 from flowstate.state.index import Index
 from flowstate.state.kernels import decode, fold
 from flowstate.state.kernels import index as kernels
 from flowstate.state.lookup import Found, found_rows
 from flowstate.state.view import TableView, micros_per
-from flowstate.state.windows import Windows, doubled
+from flowstate.state.windows import Window, Windows, doubled
 
 _FIRST_ROWS = 64
 _MOST_KEYS = 4 << 20  # bytes of one piece of memory for keys
@@ -45,7 +45,7 @@ class KeyedTable:
         self._layout = Layout(spec)
         self._shift = max(0, (chunk_rows - 1).bit_length())
         self._seed_word = seed_word(seed)
-        self._pool, self._index = Pool(), Index(self._layout.head_words, self._seed_word)
+        self._index = Index(self._layout.head_words, self._seed_word)
         self._serial, self._last_view, self._next_id = 0, -1, 0
         self._windows = Windows()
         # Per chunk, by its number; numbers are used again after their window has gone.
@@ -111,10 +111,6 @@ class KeyedTable:
                 lines += each.merge(parts, inputs)
             self._merge(keys, starts, ends, None, lines)
             del inputs
-        # The first view of what was restored finds blocks to copy into.
-        for stored in self._stored:
-            if stored is not None:
-                self._pool.spare(stored.block.size)
 
     def _check_hashes(self, batch: pa.RecordBatch, hashes: UInt64s) -> None:
         """The index computes hashes again when it grows: with other ones, keys would be lost and made anew. One row tells."""
@@ -205,19 +201,18 @@ class KeyedTable:
             else:
                 self._more_keys(int(windows[row]), detail)
 
-    def _more_rows(self, window: int) -> None:
+    def _more_rows(self, number: int) -> None:
         """Give the window room for rows: its last chunk grows up to the size of chunks, then it gets another."""
-        chunks, most = self._windows.by_id[window].chunks, 1 << self._shift
-        if chunks:
-            stored = self._stored[chunks[-1]]
+        window, tail, most = self._windows.by_id[number], self._windows.tails[number], 1 << self._shift
+        if window.chunks:
+            stored = self._stored[window.chunks[-1]]
             assert stored is not None
             if stored.capacity < most:
-                self._grow(chunks[-1], stored, min(most, 4 * stored.capacity))
-                self._windows.tails[window, kernels.LIMIT] = (chunks[-1] << self._shift) + min(
-                    most, 4 * stored.capacity
-                )
+                capacity = min(most, 4 * stored.capacity)
+                self._grow(window, window.chunks[-1], stored, capacity)
+                tail[kernels.LIMIT] = (window.chunks[-1] << self._shift) + capacity
                 return
-        capacity = most if chunks else min(most, _FIRST_ROWS)
+        capacity = most if window.chunks else min(most, _FIRST_ROWS)
         chunk = self._free_chunks.pop() if self._free_chunks else len(self._stored)
         if chunk == len(self._stored):
             self._stored.append(None)
@@ -225,16 +220,13 @@ class KeyedTable:
                 self._ids, self._versions = doubled(self._ids), doubled(self._versions)
                 self._born, self._filled = doubled(self._born), doubled(self._filled)
                 self._arenas, self._pointers = doubled(self._arenas), doubled(self._pointers.T).T.copy()
-        keys = Keys(self._layout, self._windows.by_id[window].start, self._windows.by_id[window].end)
-        chunks.append(chunk)
+        window.chunks.append(chunk)
         self._ids[chunk], self._next_id = self._next_id, self._next_id + 1
         self._filled[chunk], self._arenas[chunk] = 0, 0
-        self._place(chunk, Stored(keys, self._fresh(capacity), capacity, None))
-        if capacity == most and self._last_view >= 0:
-            self._pool.spare(self._layout.offsets(most)[-1])
-        self._windows.tails[window, kernels.NEXT] = chunk << self._shift
-        self._windows.tails[window, kernels.LIMIT] = (chunk << self._shift) + capacity
-        self._segment(window)
+        keys = Keys(self._layout, window.start, window.end)
+        self._place(chunk, Stored(keys, self._fresh(window, capacity), capacity, None))
+        tail[kernels.NEXT], tail[kernels.LIMIT] = chunk << self._shift, (chunk << self._shift) + capacity
+        self._segment(number)
 
     def _more_keys(self, window: int, needed: int) -> None:
         """Give the window memory for keys: as much as it has already, within limits, and the `needed` bytes of the next."""
@@ -259,9 +251,9 @@ class KeyedTable:
 
     # -- chunks ----------------------------------------------------------------------------------------------------------------
 
-    def _fresh(self, capacity: int) -> Block:
-        block = self._pool.fresh(self._layout.offsets(capacity)[-1])
-        self._pool.limit += block.size
+    def _fresh(self, window: Window, capacity: int) -> Block:
+        block = window.pool.fresh(self._layout.offsets(capacity)[-1])
+        window.pool.limit += block.size
         return block
 
     def _place(self, chunk: int, stored: Stored) -> None:
@@ -272,9 +264,9 @@ class KeyedTable:
             self._pointers[column, chunk] = stored.block.address + offsets[column]
         self._born[chunk] = self._serial
 
-    def _grow(self, chunk: int, stored: Stored, capacity: int) -> None:
-        block = self._fresh(capacity)
-        self._pool.limit -= stored.block.size
+    def _grow(self, window: Window, chunk: int, stored: Stored, capacity: int) -> None:
+        block = self._fresh(window, capacity)
+        window.pool.limit -= stored.block.size
         old, new = self._layout.offsets(stored.capacity), self._layout.offsets(capacity)
         for place, column in enumerate(self._layout.columns):
             size = column.width * stored.capacity
@@ -339,7 +331,7 @@ class KeyedTable:
             "columns": sum(each.block.size + (0 if each.values is None else each.values.nbytes) for each in stored),
             "other": sum(each.nbytes for each in own)
             + self._windows.nbytes
-            + self._pool.waiting
+            + sum(each.pool.waiting for each in self._windows.by_id.values())
             + sum(each.keys.decoded_nbytes for each in stored),
         }
 
@@ -416,13 +408,11 @@ class KeyedTable:
         self._index.purge(dead)  # before the records go
         rows = 0
         for number in gone:
-            for chunk in self._windows.by_id[number].chunks:
+            each = self._windows.by_id[number]
+            each.pool.close()
+            for chunk in each.chunks:
                 rows += int(self._filled[chunk])
-                stored = self._stored[chunk]
-                assert stored is not None
-                self._pool.limit -= stored.block.size
                 self._stored[chunk], self._filled[chunk] = None, 0
                 self._free_chunks.append(chunk)
-        self._pool.clear()
         self._windows.drop(gone)
         return rows

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from flowstate.plan.keys import key_array
+from flowstate.state.block import Pool
 from flowstate.state.kernels import index as kernels
 
 Int64s = npt.NDArray[np.int64]
@@ -18,14 +19,15 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass
 class Window:
-    """Its start and end in the unit of the time type, its chunks, and the memory that its next keys go to (the chunks hold all of
-    it)."""
+    """Its start and end in the unit of the time type, its chunks, the memory that its next keys go to (the chunks hold all of it), and
+    its blocks."""
 
     start: int
     end: int
     chunks: list[int] = field(default_factory=list)
     key_bytes: int = 0
     memory: npt.NDArray[np.uint8] | None = None
+    pool: Pool = field(default_factory=Pool)
 
 
 class Windows:
