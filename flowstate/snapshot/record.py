@@ -82,9 +82,11 @@ class SplitRecords:
         end: int | None = None,
         label: str | None = None,
         hint: Mapping[str, str] | None = None,
+        floor: Floor | None = None,
     ) -> SplitRecord:
         """A new reader epoch: one above the recorded one, or `epoch` (Fenced when that is not above it).
 
+        `floor` is the first floor of a split that joins: recorded with the epoch, in one write, unless the split has floors already.
         A split without a record gets one; `start` and `end` count only then. An end that is not known yet may be given later.
         `label` and `hint` replace the recorded ones when given.
         """
@@ -94,11 +96,13 @@ class SplitRecords:
             wanted = recorded + 1 if epoch is None else epoch
             if wanted <= recorded:
                 raise Fenced("another run reads this split", split=split, epoch=wanted, newest=recorded)
+            first = () if floor is None else (floor,)
             if record is None:
-                return SplitRecord(wanted, (), end, start, label or "", hint)
+                return SplitRecord(wanted, first, end, start, label or "", hint)
             return replace(
                 record,
                 reader_epoch=wanted,
+                floors=record.floors or first,
                 end=end if record.end is None else record.end,
                 label=record.label if label is None else label,
                 hint=record.hint if hint is None else hint,

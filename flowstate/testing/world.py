@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flowstate.errors import Fenced, FlowstateError, Unavailable
 from flowstate.exchange.limiter import Window
 from flowstate.exchange.message import Attach, Message, StreamId
 from flowstate.exchange.route import Router
-from flowstate.plan.position import FOREVER, NEVER, Floor
+from flowstate.plan.position import Floor
 from flowstate.runtime import coordinator as supervising
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.coordinator import Coordinator, Limits
@@ -24,7 +23,7 @@ from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.snapshot.record import SplitRecord, SplitRecords
 from flowstate.testing.heap_store import HeapStore
 from flowstate.testing.incarnation import Channel, Fault, Incarnation, Row, rows_of
-from flowstate.testing.log import EVERY, GRACE, KEYS, LATENESS, Log, Reference, simple_plan
+from flowstate.testing.log import KEYS, LATENESS, Log, Reference, simple_plan
 
 NEVER_TIRED = 1e12
 
@@ -73,7 +72,7 @@ class World:
             self.make_split()
         self.joins_left = pick((0, 1, 1, 2))
 
-        keys = [each for each in KEYS]
+        keys = list(KEYS)
         import pyarrow as pa
 
         self.owner_of_key = dict(zip(keys, map(int, self.router.owners([pa.array(keys)])), strict=True))
@@ -113,8 +112,8 @@ class World:
         log = self.logs[split]
         return SplitEntry(0, split, log.start, log.last if log.finite else None, None, LATENESS)
 
-    def raise_record(self, split: str, entry: SplitEntry) -> SplitRecord:
-        record = self.records.raise_epoch(split, start=entry.start, end=entry.end, label=entry.label)
+    def raise_record(self, split: str, entry: SplitEntry, floor: Floor | None = None) -> SplitRecord:
+        record = self.records.raise_epoch(split, start=entry.start, end=entry.end, label=entry.label, floor=floor)
         self.note_record(split, record)
         return record
 
@@ -320,23 +319,12 @@ class World:
         if self.happens(self.trouble):
             self.later(self.of, mine, lambda: mine.raise_failed(split, request.floor))
             return
-        record = self.raise_record(split, entry)
-        if request.floor is None or record.floors:
-            self.later(self.of, mine, lambda: mine.reader_raised(split, request.partition, record.reader_epoch, self.now))
-        else:
-            self.later(self.first_floor, mine, request, record.reader_epoch)
-
-    def first_floor(self, mine: Coordinator, request: supervising.RaiseReader, epoch: int) -> None:
-        assert request.floor is not None
-        try:
-            if self.happens(self.trouble):
-                raise Unavailable("the store is away")
-            self.append_floor(request.split, epoch, request.floor)
-        except FlowstateError:
-            self.later(self.of, mine, lambda: mine.raise_failed(request.split, request.floor))
+        record = self.raise_record(split, entry, request.floor)
+        self.counts["joined"] += request.floor is not None
+        if self.happens(self.trouble):  # the answer was lost
+            self.later(self.of, mine, lambda: mine.raise_failed(split, request.floor))
             return
-        self.counts["joined"] += 1
-        self.later(self.of, mine, lambda: mine.reader_raised(request.split, request.partition, epoch, self.now))
+        self.later(self.of, mine, lambda: mine.reader_raised(split, request.partition, record.reader_epoch, self.now))
 
     def tell(self, addresses: list[str]) -> None:
         for address in addresses:
@@ -413,6 +401,13 @@ class World:
         """I2: totals, late rows, dead letters and watermark are those of the reference at this position."""
         self.counts["checks"] += 1
         number, marks, reference = incarnation.number, frozen.marks, self.reference
+        for split, place in marks.position.items():
+            end = reference.ends.get(split)
+            if end is not None and place.offset > end and marks.newest[split] != FOREVER:
+                newest = incarnation.chain.load()
+                if newest is None or newest.epoch <= incarnation.epoch:
+                    raise Fault(f"an owner that may still commit is past the end of {split}: {place}")
+                return  # a zombie that follows a zombie; its place is none that anybody else can reach
         watermark = reference.watermark(marks.position)
         if marks.watermark() != watermark or marks.reached < watermark:
             raise Fault(f"the watermark is not the reference's: {marks.watermark()} is not {watermark}")
