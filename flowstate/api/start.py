@@ -45,7 +45,7 @@ def start(
     idle_after: str = "30s",
     key_groups: int = 128,
     storage_options: Mapping[str, Any] | None = None,
-    timeout: float = 60.0,
+    timeout: float = 120.0,
 ) -> Job:
     """Run views and sinks as one job; returns as soon as every partition serves.
 
@@ -53,7 +53,7 @@ def start(
     is the time between snapshots, `keep` how many stay. Without `client` a LocalCluster is made, and closed by `job.stop()`.
     `partitions` defaults to the number of workers (to that of the snapshots when it resumes). A split without a row for `idle_after`
     holds no window open any longer. Raises `InvalidFlow` for what must be mended first (flow, source, store), `Unavailable` for what is
-    away now.
+    away now, or does not come up within `timeout` seconds.
     """
     plan = compile_plan([_node(each) for each in outputs])
     url = os.fspath(snapshots)
@@ -65,9 +65,7 @@ def start(
         )
     _check(plan, url, storage_options or {})
     with ExitStack() as stack:
-        Thread(
-            target=_warm_up, daemon=True
-        ).start()  # while the cluster comes up: the first lookup here needs the key kernels
+        Thread(target=_warm_up, daemon=True).start()  # while the cluster comes up: lookups here need the key kernels
         owns = client is None
         if client is None:
             client = stack.enter_context(_own_cluster(stack))
@@ -140,9 +138,11 @@ def _start(
 def _warm_up() -> None:
     import pyarrow as pa
 
+    from flowstate.plan.kernel import compiling
     from flowstate.plan.keys import key_groups, owner_of_groups, route_hashes
 
-    owner_of_groups(key_groups(route_hashes([pa.array([""])], 0), 1), 1, 1)
+    with compiling():
+        owner_of_groups(key_groups(route_hashes([pa.array([""])], 0), 1), 1, 1)
 
 
 def _has_hosts(dask_scheduler: Scheduler) -> bool:

@@ -7,11 +7,13 @@ nothing that only builds flows may import it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,15 @@ def cache_folder() -> Path:
 
 
 _FOLDER = str(cache_folder())
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """One process of a machine at a time: the workers of a cluster start together, and what the first of them compiles (20 s of a
+    core, once) the others read from disk. The lock of a process that dies is free."""
+    with open(Path(_FOLDER) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -93,7 +93,7 @@ class Limits:
     """Seconds, and how often an incarnation may fail in a row before the partition is given up, visibly."""
 
     cut: float = 5.0
-    start: float = 60.0
+    start: float = 120.0
     failures: int = 5
     backoff: float = 0.5
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 def warm_up() -> None:
     """Compile, or load, every kernel, so that no batch waits for it."""
+    from flowstate.plan.kernel import compiling
     from flowstate.state.warm import warm_up as run
 
-    run()
+    with compiling():
+        run()
