@@ -32,7 +32,7 @@ HIDDEN_SCHEMA = pa.schema([*SCHEMA, pa.field(OFFSET, pa.int64()), pa.field(TIME,
 
 @cache
 def simple_plan(keep: int | None) -> JobPlan:
-    """Sum and count per key and window of six seconds with two of grace, kept for `keep` seconds after its end, and a sink of final rows."""
+    """Sum and count per key and window of six seconds with two of grace, kept for `keep` seconds, and a sink of final rows."""
     scan = Scan(ScanSpec("events", "arrow", SCHEMA, "at", LATENESS))
     span = window("at", every="6s", grace="2s", keep=None if keep is None else f"{keep}s")
     group = grouped(scan, ("key",), {"span": span}, {"total": expr.col("amount").sum(), "events": expr.len()})

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from flowstate.exchange.limiter import Window
 from flowstate.exchange.message import Attach, Message, StreamId
 from flowstate.exchange.route import Router
-from flowstate.plan.position import Floor
+from flowstate.plan.position import FOREVER, Floor, Place
 from flowstate.runtime import coordinator as supervising
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.coordinator import Coordinator, Limits
@@ -73,8 +75,6 @@ class World:
         self.joins_left = pick((0, 1, 1, 2))
 
         keys = list(KEYS)
-        import pyarrow as pa
-
         self.owner_of_key = dict(zip(keys, map(int, self.router.owners([pa.array(keys)])), strict=True))
         self.channels: dict[StreamId, Channel] = {}
         self.cuts: dict[tuple[int, int, int], Frozen] = {}
@@ -445,8 +445,6 @@ class World:
             if position and marks != position:
                 raise Fault("partitions ended at different positions")
             position = marks
-        from flowstate.plan.position import Place
-
         places = {split: Place(*place) for split, place in position.items()}
         if places.keys() != self.logs.keys():
             raise Fault(f"a split was never read: {self.logs.keys() - places.keys()}")
