@@ -22,17 +22,16 @@ subtotals = (events.group_by("customer", month=fs.window("at", every="1mo", grac
                    .view("monthly_subtotals"))
 invoices = subtotals.final().sink_parquet("invoices/", partition_by="month")
 
-if __name__ == "__main__":
-    job = fs.start(subtotals, invoices, snapshots="snapshots/", every="10s")
-    while sum(job["monthly_subtotals"].to_table()["events"].to_pylist()) < 4:
-        pass
+job = fs.start(subtotals, invoices, snapshots="snapshots/", every="10s")
+while sum(job["monthly_subtotals"].to_table()["events"].to_pylist()) < 4:
+    pass
 
-    print(job["monthly_subtotals"]["anna"].to_pylist())
-    print(sorted(job.sql("select month, sum(total) from monthly_subtotals group by all").fetchall()))
-    now = job.snapshot(); print(now.sql("select count(*) from monthly_subtotals").fetchall(), now["monthly_subtotals"]["anna"].num_rows)
-    job.drain()
-    job.stop()
-    print(fs.open_snapshot("snapshots/").sql("select sum(total) from monthly_subtotals").fetchall())
+print(job["monthly_subtotals"]["anna"].to_pylist())
+print(sorted(job.sql("select month, sum(total) from monthly_subtotals group by all").fetchall()))
+now = job.snapshot(); print(now.sql("select count(*) from monthly_subtotals").fetchall(), now["monthly_subtotals"]["anna"].num_rows)
+job.drain()
+job.stop()
+print(fs.open_snapshot("snapshots/").sql("select sum(total) from monthly_subtotals").fetchall())
 """
 
 

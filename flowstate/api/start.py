@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from flowstate.api.job import Job, directory_source
+from flowstate.api.own_cluster import own_cluster
 from flowstate.api.remote import request, unwrap
 from flowstate.api.stream import Flow, Output, View
 from flowstate.clock import SystemClock
@@ -21,17 +21,6 @@ from flowstate.plan.window import duration
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
-
-#: What Dask's own machinery should not do to a process that holds state (it would move, sample, pause or kill it).
-DASK_SETTINGS = {
-    "distributed.scheduler.work-stealing": False,
-    "distributed.scheduler.active-memory-manager.start": False,
-    "distributed.worker.profile.enabled": False,
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": False,
-}
 
 
 def start(
@@ -68,7 +57,7 @@ def start(
         Thread(target=_warm_up, daemon=True).start()  # while the cluster comes up: lookups here need the key kernels
         owns = client is None
         if client is None:
-            client = stack.enter_context(_own_cluster(stack))
+            client = own_cluster(stack)
         job = _start(
             client, plan, url, name, every, partitions, keep, idle_after, key_groups, storage_options, timeout, stack
         )
@@ -197,21 +186,3 @@ def _saved_job(url: str, storage_options: Mapping[str, Any]) -> Any:
     from flowstate.store import Store
 
     return JobChain(Store.open(url, **storage_options)).load()
-
-
-def _own_cluster(stack: ExitStack) -> Client:
-    """A LocalCluster of worker processes, one thread each, that holds still."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    stack.enter_context(dask.config.set(DASK_SETTINGS))
-    cluster = stack.enter_context(
-        LocalCluster(
-            n_workers=min(2, os.cpu_count() or 1),
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.ERROR,
-        )
-    )
-    return Client(cluster)

@@ -1,0 +1,62 @@
+"""The cluster that `start` makes when it is given none: worker processes on this machine, on loopback, that hold still."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: What Dask's own machinery should not do to a process that holds state (it would move, sample, pause or kill it).
+DASK_SETTINGS = {
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+}
+
+
+def own_cluster(stack: ExitStack) -> Client:
+    """A client of a new LocalCluster; both are closed by `stack`."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    _leave_main_alone()
+    stack.enter_context(dask.config.set(DASK_SETTINGS))
+    cluster = stack.enter_context(
+        LocalCluster(
+            n_workers=min(2, os.cpu_count() or 1),
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,
+        )
+    )
+    return stack.enter_context(Client(cluster))
+
+
+def _leave_main_alone() -> None:
+    """Dask's workers are spawned, and a spawned process first runs the user's script again, unless that is guarded by
+    ``if __name__ == "__main__"``. A flow is sent to them by value, so they need nothing of the script: a program without the guard
+    works as it stands. Other processes that the script spawns are not touched."""
+    from multiprocessing import spawn
+
+    prepare = spawn.get_preparation_data
+    if getattr(prepare, "leaves_main_alone", False):
+        return
+
+    def prepared(name: str) -> dict[str, Any]:
+        data = prepare(name)
+        if name.startswith("Dask Worker process"):
+            for key in ("init_main_from_path", "init_main_from_name"):
+                data.pop(key, None)
+        return data
+
+    prepared.leaves_main_alone = True  # type: ignore[attr-defined]
+    spawn.get_preparation_data = prepared
