@@ -137,12 +137,18 @@ class Reading:
         outgoing.window.sent(size)
         return Put(outgoing.stream, message)
 
+    def mark_due(self, table: Table) -> bool:
+        """Whether only room is missing for the marker of the open cut. Nothing is read meanwhile: rows would take the room again and
+        again, and under load no cut would ever come about."""
+        if table.closed >= table.cut or table.cut <= self.marked or not self.leads or self.recording:
+            return False
+        if any(self.seen.get(owner, (0, 0))[0] != epoch for owner, epoch in table.epochs.items()):
+            return False
+        return self.streams.keys() == table.epochs.keys()
+
     def mark(self, table: Table) -> list[Instruction]:
         """C1: once per cut, when all current owners are attached, every stream has room, and this reader leads."""
-        due = table.closed < table.cut and table.cut > self.marked and self.room and self.leads and not self.recording
-        if not due or any(self.seen.get(owner, (0, 0))[0] != epoch for owner, epoch in table.epochs.items()):
-            return []
-        if self.streams.keys() != table.epochs.keys():
+        if not self.mark_due(table) or not self.room:
             return []
         self.marked = table.cut
         return [self._put(owner, Marker(table.cut)) for owner in self.streams]
