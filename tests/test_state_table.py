@@ -134,11 +134,27 @@ def canonical(spec: TableSpec, batch: pa.RecordBatch) -> list[tuple[Any, ...]]:
     return sorted(zip(*columns, strict=True), key=repr) if columns else []
 
 
+class Rough:
+    """A float that was added up: equal up to rounding. Rows are sorted by their keys, which come before it."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rough) and math.isclose(self.value, other.value, rel_tol=1e-9, abs_tol=1e-6)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __repr__(self) -> str:
+        return "a float"
+
+
 def _float(value: float | None, rough: bool, in_key: bool) -> Any:
     if value is None or math.isnan(value):
         return None if value is None else "nan"
     if rough:
-        return f"{value + 0.0:.9e}" if abs(value) > 1e-6 else "0"
+        return Rough(value)
     return repr(value + 0.0 if in_key else value)
 
 
@@ -182,9 +198,8 @@ def test_table_agrees_with_the_naive_twin(
     assert canonical(spec, rows_of(table)) == canonical(spec, expected)
     for view, then in held:
         found = list(view.batches())
-        assert sorted(Counter(row for each in found for row in canonical(spec, each)).items(), key=repr) == sorted(
-            Counter(canonical(spec, then)).items(), key=repr
-        )
+        rows = [row for each in found for row in canonical(spec, each)]
+        assert sorted(rows, key=repr) == canonical(spec, then)
     _check_lookup(data, spec, table, expected)
     _check_windows(data, spec, table, reference)
 
@@ -228,9 +243,8 @@ def _check_windows(data: st.DataObject, spec: TableSpec, table: KeyedTable, refe
     view, before = table.view(), canonical(spec, reference.results())
     assert table.expire(upto) == reference.expire(upto)
     assert canonical(spec, rows_of(table)) == canonical(spec, reference.results())
-    assert sorted(row for each in view.batches() for row in map(repr, canonical(spec, each))) == sorted(
-        map(repr, before)
-    )
+    rows = [row for each in view.batches() for row in canonical(spec, each)]
+    assert sorted(rows, key=repr) == before
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,6 +9,7 @@ from flowstate.state.block import zeroed
 from flowstate.state.kernels import index as kernels
 
 _LEAST = 64  # slots
+_SMALL = 1024
 # Tables of one index fill alike; different limits make them grow one after the other instead of all at once.
 _LOADS = np.linspace(0.45, 0.7, kernels.TABLES)
 
@@ -32,9 +33,10 @@ class Index:
         return sum(each.nbytes for each in self._tables)
 
     def grow(self, table: int) -> None:
-        """Double one table."""
+        """Double one table, or quadruple a small one, so that a new index gets through its first keys in few steps."""
         old = self._tables[table]
-        self._move(table, self._room(table, old.nbytes * 2), np.empty(0, np.uint8))
+        larger = old.nbytes * (4 if old.nbytes < _SMALL * 8 else 2)
+        self._move(table, self._room(table, larger), np.empty(0, np.uint8))
         self._forget_regions()
 
     def purge(self, dead: npt.NDArray[np.uint8]) -> None:
