@@ -96,15 +96,22 @@ def begin(spec: JobSpec, clock: Clock) -> Beginning:
     known = _known_splits(store, spec)
     discovery = Discovery(spec, again=bool(known))
     found = discovery.splits()
+    records = SplitRecords(store)
     if not known:
-        records = SplitRecords(store)
         for split, entry in found.items():
             records.raise_epoch(split, start=entry.start, end=entry.end, label=entry.label, hint=entry.hint)
         return Beginning(spec, found, {}, discovery)
+    new = {split: announce(records, split, entry) for split, entry in found.items() if split not in known}
     current = {
         split: replace(entry, hint=found[split].hint) if split in found else entry for split, entry in known.items()
     }
-    return Beginning(spec, current, {split: entry for split, entry in found.items() if split not in known}, discovery)
+    return Beginning(spec, current, new, discovery)
+
+
+def announce(records: SplitRecords, split: str, entry: SplitEntry) -> SplitEntry:
+    """Settle where a split that joins a running job starts, before any owner takes it in: a later run might find another start."""
+    record = records.announce(split, start=entry.start, end=entry.end, label=entry.label, hint=entry.hint)
+    return replace(entry, start=record.start, end=record.end)
 
 
 def _known_splits(store: Store, spec: JobSpec) -> dict[str, SplitEntry]:
@@ -114,8 +121,8 @@ def _known_splits(store: Store, spec: JobSpec) -> dict[str, SplitEntry]:
     for split in records.names():
         record = records.load(split)
         number = sources.get(split.split("/", 1)[0])
-        if record is None or number is None:
-            continue
+        if record is None or number is None or record.reader_epoch == 0:
+            continue  # announced to a run that did not get to read it: it joins this one
         scan = spec.plan.sources[number]
         known[split] = _of_record(number, scan.lateness if scan.event_time is not None else TIMELESS, record)
     return known

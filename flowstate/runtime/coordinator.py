@@ -346,6 +346,8 @@ class Coordinator:
     def finished(self) -> bool:
         """Everything is read to its end and handed over. A report that was sent before a split was found says nothing of it."""
         return all(
-            member.state == "ended" and member.report.get("ended") and self.table.splits.keys() <= member.report["position"].keys()
+            member.state == "ended"
+            and member.report.get("ended")
+            and self.table.splits.keys() <= member.report["position"].keys()
             for member in self.members.values()
         )

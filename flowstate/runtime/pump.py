@@ -371,20 +371,22 @@ class Pump:
 
     def _save_if_due(self, machine: Partition, now: float) -> None:
         """By itself only when no saved cut came for twice the interval, or at the end."""
-        if self._saving or self.state in ("ended", "failed"):
+        if self._saving:
             return
-        if machine.ended:
-            if not self._publishing and not self.manifest.ended:
-                with self.gate:
-                    frozen = machine.contents.freeze()
-                self._save(frozen, None)
-            elif self.manifest.ended:
-                self.state = "ended"
-                self.surroundings.report(self, urgent=True)
-        elif now >= self._next_save + self.spec.every:
+        ended = machine.ended and self._end_is_saved(machine)
+        if ended != (self.state == "ended"):
+            self.state = "ended" if ended else "live"  # a split that joins brings an ended partition back
+            self.surroundings.report(self, urgent=True)
+        due = not self._publishing and not ended if machine.ended else now >= self._next_save + self.spec.every
+        if due:
             with self.gate:
                 frozen = machine.contents.freeze()
             self._save(frozen, None)
+
+    def _end_is_saved(self, machine: Partition) -> bool:
+        """The manifest may say so of an end before the last split joined."""
+        state = self.manifest.state
+        return self.manifest.ended and state is not None and state.marks == machine.contents.marks.dump()
 
     def _save(self, frozen: Frozen, cut: int | None) -> None:
         contents, state = self._contents, self.manifest.state

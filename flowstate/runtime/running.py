@@ -14,7 +14,7 @@ from distributed import Client, Scheduler, Status
 from flowstate.clock import Clock
 from flowstate.errors import Fenced, FlowstateError, Unavailable
 from flowstate.runtime.actor import PartitionActor
-from flowstate.runtime.beginning import Beginning
+from flowstate.runtime.beginning import Beginning, announce
 from flowstate.runtime.coordinator import (
     Claim,
     Coordinator,
@@ -77,7 +77,7 @@ class RunningJob:
         self._carry_out(self.coordinator.reported(partition, epoch, report, self.clock.monotonic()))
         if report.get("table", self.coordinator.table.version) < self.coordinator.table.version:
             self._tell([worker])
-        if self.coordinator.finished and self.state == "running":
+        if self.coordinator.finished and not self.new and self.state == "running":
             self.state = "finished"
 
     # requests
@@ -225,12 +225,12 @@ class RunningJob:
             self._carry_out(self.coordinator.reader_raised(request.split, request.partition, epoch, now))
 
     def _raise_epoch(self, request: RaiseReader, entry: SplitEntry) -> int:
-        record = self.records.raise_epoch(
-            request.split, start=entry.start, end=entry.end, label=entry.label, hint=entry.hint
-        )
-        if request.floor is not None and not record.floors:
-            record = self.records.append_floor(request.split, record.reader_epoch, request.floor)
-        return record.reader_epoch
+        JobChain(self.store).check(
+            self.spec.run
+        )  # a run that was replaced must not record a floor from what it last heard
+        return self.records.raise_epoch(
+            request.split, end=entry.end, label=entry.label, hint=entry.hint, floor=request.floor
+        ).reader_epoch
 
     def _tell(self, addresses: list[str] | None = None) -> None:
         table, directory = self.coordinator.table.dump(), self.directory().to_json()
@@ -305,8 +305,15 @@ class RunningJob:
                 return number
 
     async def _discover(self) -> None:
-        found = await asyncio.to_thread(self._discovery.splits)
+        found = await asyncio.to_thread(self._find)
         self._carry_out(self.coordinator.splits_found(found, self.clock.monotonic()))
+
+    def _find(self) -> dict[str, SplitEntry]:
+        known = self.coordinator.table.splits
+        found = self._discovery.splits()
+        return {
+            split: entry if split in known else announce(self.records, split, entry) for split, entry in found.items()
+        }
 
     def _spawn(self, work: Any) -> None:
         async def run() -> None:

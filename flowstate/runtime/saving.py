@@ -15,6 +15,7 @@ import pyarrow as pa
 from flowstate.clock import Clock
 from flowstate.errors import Fenced
 from flowstate.plan.keys import key_groups, owner_of_groups, split_owner
+from flowstate.plan.position import NEVER
 from flowstate.runtime.contents import Contents, Due, Frozen
 from flowstate.runtime.job_spec import JobSpec
 from flowstate.sink.files import ParquetSink
@@ -61,6 +62,11 @@ class Saver:
         contents = Contents(self.spec.plan, self.spec.seed)
         if restored.state is not None:
             contents.restore(restored.state, restored.manifest.handed, restored.tables)
+            if restored.damaged and restored.manifest.state is not None:
+                reached = restored.manifest.state.extras.get(
+                    "reached", NEVER
+                )  # what was acted upon, also under an older state
+                contents.marks.reached = max(contents.marks.reached, reached)
         elif self.spec.origin is not None:
             cut = SavedSnapshot.open(self.store, self.spec.origin)
             own = Ownership(self.spec, self.partition)

@@ -110,6 +110,16 @@ class SplitRecords:
 
         return self._change(split, change)
 
+    def announce(
+        self, split: str, *, start: int, end: int | None, label: str, hint: Mapping[str, str] | None
+    ) -> SplitRecord:
+        """The record of a split that nobody reads yet (reader epoch 0), unless it has one: its start is settled by whoever comes first."""
+
+        def change(record: SplitRecord | None) -> SplitRecord:
+            return SplitRecord(0, (), end, start, label, hint) if record is None else record
+
+        return self._change(split, change)
+
     def append_floor(self, split: str, reader_epoch: int, floor: Floor) -> SplitRecord:
         """The record with `floor` as its last. Fenced, with both numbers, when another epoch reads the split; the floor may
         then be in the record all the same, below the newer epoch, whose reader sends it. A floor that is the last one already is not
