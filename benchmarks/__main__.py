@@ -29,7 +29,9 @@ def main() -> None:
     failed = 0
     for name in chosen:
         print(f"\n== {name}: {(ALL | EXTRA)[name]}", flush=True)
-        failed += subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py"))], check=False).returncode != 0
+        failed += (
+            subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py"))], check=False).returncode != 0
+        )
     sys.exit(failed)
 
 

@@ -82,7 +82,9 @@ def main() -> None:
     pauses, quiet, rate = measure(options.keys, options.repeat)
     each = " ".join(f"{pause:.1f}" for pause in pauses)
     print(f"{options.keys:,} keys, {len(pauses)} snapshots, {rate / 1e6:.1f} M rows/s applied meanwhile, one core")
-    print(f"longest pause in each snapshot: {each} ms, median {statistics.median(pauses):.1f} ms; without a snapshot {quiet:.1f} ms")
+    print(
+        f"longest pause in each snapshot: {each} ms, median {statistics.median(pauses):.1f} ms; without a snapshot {quiet:.1f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -93,7 +93,9 @@ def main() -> None:
                     memory = [psutil.Process(pid).memory_info().rss / 2**20 for pid in pids]
                     rows, waiting, problems = report_of(job.status())
                     history.append(memory)
-                    stored = sum(each.stat().st_size for each in (folder / "snapshots").rglob("*") if each.is_file()) / 2**20
+                    stored = (
+                        sum(each.stat().st_size for each in (folder / "snapshots").rglob("*") if each.is_file()) / 2**20
+                    )
                     now = datetime.now(UTC)
                     print(
                         f"{now:%H:%M:%S} {passed:5.0f} s  memory {' '.join(f'{each:.0f}' for each in memory)} MiB  rows {rows:,}"
@@ -114,7 +116,9 @@ def main() -> None:
             for number in range(len(pids)):
                 series = [each[number] for each in half]
                 slope = np.polyfit(np.arange(len(series)) * 10 / 60, series, 1)[0] if len(series) > 1 else 0.0
-                print(f"worker {number}: {series[0]:.0f} -> {series[-1]:.0f} MiB over the second half, {slope:+.2f} MiB a minute")
+                print(
+                    f"worker {number}: {series[0]:.0f} -> {series[-1]:.0f} MiB over the second half, {slope:+.2f} MiB a minute"
+                )
 
 
 if __name__ == "__main__":

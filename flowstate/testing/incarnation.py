@@ -144,7 +144,12 @@ class Incarnation:
 
     def send_report(self) -> None:
         self.report_due, self.report_last = False, self.world.now
-        report: dict[str, Any] = {"partition": self.number, "epoch": self.epoch, "state": self.state, "reason": self.reason}
+        report: dict[str, Any] = {
+            "partition": self.number,
+            "epoch": self.epoch,
+            "state": self.state,
+            "reason": self.reason,
+        }
         if self.machine is not None:
             marks = self.contents.marks
             report |= {
@@ -164,7 +169,15 @@ class Incarnation:
         machine, world = self.machine, self.world
         if machine is None or not self.running or not world.happens(self.pace):
             return
-        moves: list[Callable[[], bool]] = [self.consume, self.consume, self.fill, self.read, self.read, self.tick, self.save_if_due]
+        moves: list[Callable[[], bool]] = [
+            self.consume,
+            self.consume,
+            self.fill,
+            self.read,
+            self.read,
+            self.tick,
+            self.save_if_due,
+        ]
         first = world.random.randrange(len(moves))
         for move in moves[first:] + moves[:first]:
             if move():
@@ -272,7 +285,9 @@ class Incarnation:
         record = self.world.records.load(request.split)
         if record is None:
             raise Fault(f"a split without a record: {request.split}")
-        self.world.later(self.alone, lambda machine: machine.record_loaded(request.split, request.epoch, record, self.world.now))
+        self.world.later(
+            self.alone, lambda machine: machine.record_loaded(request.split, request.epoch, record, self.world.now)
+        )
 
     def alone(self, event: Callable[[Partition], Iterable[Instruction]]) -> None:
         """An answer comes back, if somebody is there to hear it."""
@@ -304,7 +319,10 @@ class Incarnation:
     def cut_taken(self, taken: CutTaken) -> None:
         assert self.machine is not None
         self.world.check_frozen(self, taken.frozen)
-        self.cut = {"cut": taken.cut, "position": {split: list(place) for split, place in taken.frozen.marks.position.items()}}
+        self.cut = {
+            "cut": taken.cut,
+            "position": {split: list(place) for split, place in taken.frozen.marks.position.items()},
+        }
         self.world.keep_cut(self, taken)
         if self.machine.table.saves and not self.saving:
             self.save(self.contents.freeze(), taken.cut)
@@ -340,7 +358,9 @@ class Incarnation:
         unpublished = tuple(each for each in self.manifest.staged if each not in self.published)
         due = self.contents.take_due(frozen)
         ended = frozen.marks.ended and self.machine is not None and self.machine.ended
-        work = SaveWork(self.numbers, frozen, due, dict(self.contents.handed), unpublished, self.manifest, self.shares, ended, cut)
+        work = SaveWork(
+            self.numbers, frozen, due, dict(self.contents.handed), unpublished, self.manifest, self.shares, ended, cut
+        )
         self.world.later(self.stage, work)
 
     def stage(self, work: SaveWork) -> None:
@@ -368,7 +388,9 @@ class Incarnation:
 
     def commit(self, work: SaveWork, state: SavedState, staged: tuple[StagedOutput, ...]) -> None:
         handed = {str(sink): watermark for sink, watermark in work.handed.items()}
-        manifest = Manifest(work.previous.version + 1, self.epoch, state, staged, handed, ended=work.ended and not staged)
+        manifest = Manifest(
+            work.previous.version + 1, self.epoch, state, staged, handed, ended=work.ended and not staged
+        )
         try:
             if self.world.happens(self.world.trouble):
                 raise Unavailable("the store did not answer")

@@ -142,7 +142,9 @@ class Reference:
                 dead.append(record.offset)
                 continue
             end = (record.time // EVERY + 1) * EVERY
-            watermark = max([later(newest, LATENESS), *(each.watermark for each in floors if each.offset <= record.offset)])
+            watermark = max(
+                [later(newest, LATENESS), *(each.watermark for each in floors if each.offset <= record.offset)]
+            )
             if end + GRACE <= watermark:
                 late.append((record.offset, record.key))
             else:

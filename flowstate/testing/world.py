@@ -53,7 +53,10 @@ class World:
         self.router = Router(partitions=self.partitions, groups=128, seed=seed)
         self.window = Window(messages=pick((1, 2, 3, 8)))
         self.patience = Patience(
-            answer=60.0, again=pick((0.0, 5.0)), full=pick((30.0, 200.0, NEVER_TIRED)), idle=pick((10.0, 60.0, NEVER_TIRED))
+            answer=60.0,
+            again=pick((0.0, 5.0)),
+            full=pick((30.0, 200.0, NEVER_TIRED)),
+            idle=pick((10.0, 60.0, NEVER_TIRED)),
         )
         self.save_rate, self.trouble = pick((0.01, 0.05, 0.2)), pick((0.0, 0.0, 0.05))
         self.damage_rate, self.staleness = pick((0.0, 0.0, 0.4)), pick(((1, 2, 5, 30), (5, 300)))
@@ -146,7 +149,9 @@ class World:
         if not newest.state.segments or not self.happens(self.damage_rate):
             return
         chain = PartitionChain(self.store, 1, number)
-        older = [each for each in chain.saved() if isinstance(each, Manifest) and each.state and each.state != newest.state]
+        older = [
+            each for each in chain.saved() if isinstance(each, Manifest) and each.state and each.state != newest.state
+        ]
         mine = set(newest.state.segments)
         for manifest in older:
             assert manifest.state is not None
@@ -296,7 +301,9 @@ class World:
     def create(self, mine: Coordinator, request: supervising.Create) -> None:
         worker = self.workers.get(request.worker)
         if worker is None or self.happens(self.trouble):
-            self.later(self.of, mine, lambda: mine.create_failed(request.partition, request.epoch, "no worker", self.now))
+            self.later(
+                self.of, mine, lambda: mine.create_failed(request.partition, request.epoch, "no worker", self.now)
+            )
             return
         before = worker.pumps.get(request.partition)
         if before is not None:
@@ -375,9 +382,9 @@ class World:
                 found[key, end] += total
                 events[key, end] += count
         reached = max(frozen.marks.reached for (cut, *_), frozen in self.cuts.items() if cut == done.cut)
-        for key, expected in self.reference.totals(done.position).items():
-            if (found[key], events[key]) != expected and not self.expired(key[1], reached):
-                raise Fault(f"a done cut is not the reference: {key} has {found[key]}, not {expected}")
+        for row, expected in self.reference.totals(done.position).items():
+            if (found[row], events[row]) != expected and not self.expired(row[1], reached):
+                raise Fault(f"a done cut is not the reference: {row} has {found[row]}, not {expected}")
 
     def expired(self, end: int, reached: int) -> bool:
         return self.keep is not None and end + self.keep * 1_000_000 <= reached
@@ -421,7 +428,9 @@ class World:
             found = {key: value for key, value in found.items() if not self.expired(key[1], marks.reached)}
         if found != expected:
             wrong = {key: (found.get(key), expected.get(key)) for key in found.keys() | expected.keys()}
-            raise Fault(f"totals at a position: {({k: v for k, v in wrong.items() if v[0] != v[1]})} (found, expected)")
+            raise Fault(
+                f"totals at a position: { ({k: v for k, v in wrong.items() if v[0] != v[1]}) } (found, expected)"
+            )
         late, dead = set(), set()
         for split, place in marks.position.items():
             if self.owner_of_split(split) == number:
@@ -436,7 +445,7 @@ class World:
 
     def check_output(self) -> None:
         """I1: what was published, as a multiset, is every window at the end of the log."""
-        position = {}
+        position: dict[str, Any] = {}
         for number in range(self.partitions):
             manifest = PartitionChain(self.store, 1, number).load()
             if manifest is None or manifest.state is None or not manifest.ended:
@@ -559,7 +568,12 @@ class World:
             elif not calm:
                 self.settle()
                 calm = True
-            if self.now >= drain_at and not self.undiscovered and not self.coordinator.table.draining and not self.joins_left:
+            if (
+                self.now >= drain_at
+                and not self.undiscovered
+                and not self.coordinator.table.draining
+                and not self.joins_left
+            ):
                 self.obey(self.coordinator.drain())
             if self.now % 5 == 0:
                 self.supervise()
