@@ -21,6 +21,10 @@ PROGRAM = Path(__file__).with_name("billing_process.py")
 Totals = dict[tuple[str, datetime], Decimal]
 
 
+#: Those that nobody has stopped or killed yet: a test that fails must leave nothing behind that troubles the next one.
+RUNNING: list[BillingProcess] = []
+
+
 class BillingProcess:
     """One run of the job, in a session of its own so that all its processes can be killed at once."""
 
@@ -35,6 +39,7 @@ class BillingProcess:
             start_new_session=True,
         )
         self.group = self.process.pid
+        RUNNING.append(self)
         answer = self.hear()
         assert answer.startswith("up "), answer + (folder / "log.txt").read_text()
         self.address = answer.split()[1]
@@ -82,6 +87,7 @@ class BillingProcess:
             time.sleep(0.01)
 
     def close(self) -> None:
+        RUNNING.remove(self)
         for stream in (self.process.stdin, self.process.stdout, self.log):
             if stream is not None:
                 stream.close()

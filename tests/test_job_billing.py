@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import confluent_kafka
 import pytest
-from job_under_test import BillingProcess, check
+from job_under_test import RUNNING, BillingProcess, check
 from kafka_broker import KafkaBroker
 from pyarrow import flight
 
 import flowstate as fs
 from flowstate.testing import billing
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    for each in list(RUNNING):
+        each.kill()
 
 
 class Producing(threading.Thread):
@@ -97,8 +104,9 @@ def test_kafka_killed_as_a_whole_and_started_again(kafka: KafkaBroker, tmp_path:
     place = f"{kafka.bootstrap}/{topic}"
     for part in (1, 2):
         job = BillingProcess("kafka", place, tmp_path)
-        producing.allow((part + 1) * len(events) // 4)
-        assert query_while_it_grows(job.address, part * len(events) // 4) >= 2
+        for quarter in (part, part + 1):  # answers are seen in between, however slow the machine is
+            producing.allow(quarter * len(events) // 4)
+            assert query_while_it_grows(job.address, (4 * quarter - 1) * len(events) // 16) >= 1
         job.kill()  # while events arrive
     job = BillingProcess("kafka", place, tmp_path)
     producing.allow(len(events))
@@ -126,8 +134,9 @@ def test_files_killed_started_again_and_with_another_number_of_partitions(tmp_pa
     producing.wait_for(200)
     place = f"{tmp_path}/log/*.jsonl"
     job = BillingProcess("files", place, tmp_path)
+    assert query_while_it_grows(job.address, 200) >= 1
     producing.allow(len(events) // 2)
-    assert query_while_it_grows(job.address, len(events) // 3) >= 2
+    assert query_while_it_grows(job.address, len(events) // 3) >= 1
     job.kill()
     job = BillingProcess("files", place, tmp_path)
     query_while_it_grows(job.address, len(events) // 2)
