@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
+from flowstate.api import arguments
 from flowstate.api.remote import request
 from flowstate.clock import Clock, SystemClock
-from flowstate.errors import FlowstateError, InvalidFlow, Unavailable, did_you_mean
+from flowstate.errors import Fenced, FlowstateError, InvalidFlow, Unavailable, did_you_mean
 
 if TYPE_CHECKING:
     import duckdb
@@ -33,7 +34,10 @@ class Reads(Mapping[str, "ViewMapping"]):
     def __getitem__(self, view: str) -> ViewMapping:
         from flowstate_flight.mapping import ViewMapping
 
+        self._check_open()
         names = self._reader.views()
+        if not isinstance(view, str):
+            raise InvalidFlow("a view is asked by its name", got=repr(view), views=names)
         if view not in names:
             raise InvalidFlow(f"no view {view!r}{did_you_mean(view, names)}", job=self._reader.directory().job)
         return ViewMapping(self._reader, view, self._cut)
@@ -46,6 +50,9 @@ class Reads(Mapping[str, "ViewMapping"]):
 
     def sql(self, query: str, params: object = None) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation over the views by their names. It reads when it is executed, and again each time that it is."""
+        if not isinstance(query, str):
+            raise InvalidFlow("sql takes the text of a query", got=type(query).__name__)
+        self._check_open()
         if self._session is None:
             from flowstate_sql.session import Session
 
@@ -55,6 +62,9 @@ class Reads(Mapping[str, "ViewMapping"]):
     def to_table(self, view: str) -> pa.Table:
         """All rows of a view."""
         return self[view].to_table()
+
+    def _check_open(self) -> None:
+        """Raises what to do instead when nothing can be read here any more."""
 
     def close(self) -> None:
         """End the connections. A job goes on."""
@@ -96,6 +106,11 @@ class Job(Reads):
         self._clock = clock or SystemClock()
         self._last: dict[str, Any] = {}
 
+    def _check_open(self) -> None:
+        if self._last:
+            place = self._last.get("snapshots", "")
+            raise InvalidFlow("this job was stopped; read what it saved with fs.open_snapshot(url)", url=place)
+
     def status(self) -> dict[str, Any]:
         """What the job is doing: its state, partitions, splits, snapshots, and what troubles it. Also after it was stopped."""
         if self._last.get("state") in ("stopped", "fenced"):
@@ -113,7 +128,8 @@ class Job(Reads):
     def snapshot(self, timeout: float = 5.0) -> Snapshot:
         """One consistent cut of everything, fresh: made now, kept on the workers while it is read. `Unavailable` if it cannot be made
         within `timeout` seconds."""
-        cut = request(self.client, "cut", self.name, timeout=timeout)
+        self._check_open()
+        cut = request(self.client, "cut", self.name, timeout=arguments.seconds("timeout", timeout))
         position = {split: (place[0], place[1]) for split, place in cut["position"].items()}
         return Snapshot(self._reader, cut["cut"], position, ExitStack())
 
@@ -123,13 +139,13 @@ class Job(Reads):
         Raises what keeps the job from getting there: `Unavailable` after `timeout` seconds, or when a partition or a source failed
         for good. A job that follows its sources ends with `drain`.
         """
-        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        deadline = None if timeout is None else self._clock.monotonic() + arguments.seconds("timeout", timeout)
         while True:
             status = self.status()
             if status["state"] in ("finished", "stopped"):
                 return
             if status["state"] == "fenced":
-                raise Unavailable("a newer run of this job has taken over", job=self.name)
+                raise Fenced(status["problems"].get("job", "a newer run of this job has taken over"), job=self.name)
             failed = {
                 number: each["reason"] for number, each in status["partitions"].items() if each["state"] == "failed"
             }
@@ -141,6 +157,7 @@ class Job(Reads):
 
     def drain(self, timeout: float | None = 120.0) -> None:
         """End the sources where they are now, close the last windows, finish all files, and wait for that."""
+        timeout = None if timeout is None else arguments.seconds("timeout", timeout)
         request(self.client, "drain", self.name)
         self.wait(timeout)
 
@@ -201,6 +218,9 @@ def attach(name: str | None = None, client: Client | None = None) -> Job:
             client = get_client()
         except ValueError as error:
             raise InvalidFlow("no Dask client; connect one, or pass client=") from error
+    arguments.client(client)
+    if name is not None:
+        arguments.name("name", name)
     jobs = [each for each, state in request(client, "jobs").items() if state not in ("stopped", "fenced")]
     if name is None:
         if len(jobs) != 1:
@@ -222,7 +242,7 @@ def connect(address: str, job: str | None = None) -> Reads:
     """Read a job through the Flight address of any of its workers; no Dask needed. ``fs.connect("grpc://127.0.0.1:4711").sql(...)``"""
     from flowstate_flight.client import connect as connect_reader
 
-    return Reads(connect_reader(address, job))
+    return Reads(connect_reader(arguments.name("address", address), job))
 
 
 def open_snapshot(url: str | os.PathLike[str], at: int | None = None, **storage_options: Any) -> Snapshot:
@@ -233,7 +253,9 @@ def open_snapshot(url: str | os.PathLike[str], at: int | None = None, **storage_
     from flowstate_flight.client import FlightReader
     from flowstate_flight.server import FlightService
 
-    saved = SavedSnapshot.open(url, at, **storage_options)
+    if at is not None:
+        arguments.whole("at", at, 1)
+    saved = SavedSnapshot.open(arguments.place("url", url), at, **storage_options)
     stack = ExitStack()
     service = stack.enter_context(FlightService())
     for partition in saved.partitions:

@@ -6,9 +6,11 @@ import atexit
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from flowstate.api import arguments
 from flowstate.api.job import Job, directory_source
 from flowstate.api.own_cluster import own_cluster
 from flowstate.api.remote import request, unwrap
@@ -17,7 +19,7 @@ from flowstate.clock import SystemClock
 from flowstate.errors import InvalidFlow, Unavailable
 from flowstate.plan.compile import compile as compile_plan
 from flowstate.plan.spec import JobPlan
-from flowstate.plan.window import duration
+from flowstate.runtime.job_spec import JobSpec
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
@@ -45,69 +47,60 @@ def start(
     away now, or does not come up within `timeout` seconds.
     """
     plan = compile_plan([_node(each) for each in outputs])
-    url = os.fspath(snapshots)
-    if "://" not in url:
-        url = os.path.abspath(url)
-    elif url.startswith("memory://") and client is None:
+    url = arguments.place("snapshots", snapshots)
+    if url.startswith("memory://") and client is None:
         raise InvalidFlow(
             "memory:// snapshots live within one process; pass the client of a LocalCluster(processes=False), or use a folder"
         )
-    _check(plan, url, storage_options or {})
+    if client is not None:
+        arguments.client(client)
+    storage_options = arguments.options("storage_options", storage_options)
+    spec = JobSpec(
+        name="" if name is None else arguments.name("name", name),
+        plan=plan,
+        snapshots=url,
+        storage_options=storage_options,
+        partitions=0 if partitions is None else arguments.whole("partitions", partitions, 1),
+        every=arguments.period("every", every, 0.05),
+        keep=arguments.whole("keep", keep, 1),
+        key_groups=arguments.whole("key_groups", key_groups, 1),
+        idle_after=arguments.period("idle_after", idle_after, 0.001),
+    )
+    timeout = arguments.seconds("timeout", timeout)
+    _check(plan, url, storage_options)
     with ExitStack() as stack:
         Thread(target=_warm_up, daemon=True).start()  # while the cluster comes up: lookups here need the key kernels
         owns = client is None
         if client is None:
             client = own_cluster(stack)
-        job = _start(
-            client, plan, url, name, every, partitions, keep, idle_after, key_groups, storage_options, timeout, stack
-        )
+        job = _start(client, spec, timeout, stack)
         job._owned = stack.pop_all()
         if owns:
             atexit.register(job._at_exit)  # its cluster ends with this process, and not before
         return job
 
 
-def _start(
-    client: Client,
-    plan: JobPlan,
-    url: str,
-    name: str | None,
-    every: str,
-    partitions: int | None,
-    keep: int,
-    idle_after: str,
-    key_groups: int,
-    storage_options: Mapping[str, Any] | None,
-    timeout: float,
-    stack: ExitStack,
-) -> Job:
+def _start(client: Client, asked: JobSpec, timeout: float, stack: ExitStack) -> Job:
     import cloudpickle
 
     from flowstate.runtime.host import Host
-    from flowstate.runtime.job_spec import JobSpec
     from flowstate.runtime.supervisor import Supervisor
     from flowstate_flight.client import FlightReader
 
     workers = len(client.scheduler_info(n_workers=-1)["workers"])
     if workers == 0:
         raise Unavailable("the cluster has no workers; start some and try again")
-    saved = _saved_job(url, storage_options or {})
-    spec = JobSpec(
-        name=name or (saved.name if saved else plan.routes[0].table),
-        plan=plan,
-        snapshots=url,
-        storage_options=dict(storage_options or {}),
-        partitions=partitions or (saved.partitions if saved else workers),
-        every=duration(every) / 1e6,
-        keep=keep,
-        key_groups=key_groups,
-        idle_after=duration(idle_after) / 1e6,
+    saved = _saved_job(asked.snapshots, asked.storage_options)
+    spec = replace(
+        asked,
+        name=asked.name or (saved.name if saved else asked.plan.routes[0].table),
+        partitions=asked.partitions or (saved.partitions if saved else min(workers, asked.key_groups)),
     )
-    if not 1 <= spec.partitions <= spec.key_groups:
+    if spec.partitions > spec.key_groups:
         raise InvalidFlow(
             "the number of partitions is between 1 and the number of key groups",
             partitions=spec.partitions,
-            key_groups=key_groups,
+            key_groups=spec.key_groups,
         )
     client.register_plugin(Supervisor())
     if not client.run_on_scheduler(_has_hosts):  # registering again would replace the hosts, and end what they host

@@ -228,8 +228,8 @@ def scan_files(
         raise InvalidFlow(
             "scan_files needs schema=pa.schema({'name': pa.string(), ...}), also for this format", format=chosen
         )
-    if max_line_bytes < 1:
-        raise InvalidFlow("max_line_bytes is at least 1", max_line_bytes=max_line_bytes)
+    if not isinstance(max_line_bytes, int) or max_line_bytes < 1:
+        raise InvalidFlow("max_line_bytes is a whole number of at least 1", max_line_bytes=max_line_bytes)
     options = {
         "url": url, "format": chosen, "follow": bool(follow), "compression": compression, "max_line_bytes": max_line_bytes,
         "storage_options": dict(storage_options or {}), "header": header, "identity": _one_of("identity", identity, IDENTITIES),
@@ -252,15 +252,15 @@ def from_arrow(
     elif isinstance(data, pa.RecordBatch):
         schema, batches = data.schema, [data]
     else:
-        batches = list(data)
+        batches = list(data) if isinstance(data, Iterable) else []
         if not batches or not all(isinstance(each, pa.RecordBatch) for each in batches):
             raise InvalidFlow("from_arrow takes a pa.Table, or RecordBatches (one at least, even if it is empty)")
         schema = batches[0].schema
         for each in batches:
             if not each.schema.equals(schema):
                 raise InvalidFlow("the batches have different schemas", first=str(schema), other=str(each.schema))
-    if not isinstance(splits, int) or splits < 1:
-        raise InvalidFlow("splits is at least 1", splits=splits)
+    if not isinstance(splits, int) or not 1 <= splits <= 10_000:
+        raise InvalidFlow("splits is at least 1 and at most 10,000", splits=splits)
     return _scan("arrow", name, schema, event_time, lateness, None, {"batches": batches, "splits": splits})
 
 

@@ -37,6 +37,8 @@ def check_columns(schema: pa.Schema, what: str) -> pa.Schema:
     """`schema` as that of a stream: unique names that are not reserved, types that can be computed with; metadata dropped."""
     if not isinstance(schema, pa.Schema):
         raise InvalidFlow(f"{what} needs schema=pa.schema({{'name': pa.string(), ...}})", got=type(schema).__name__)
+    if not schema.names:
+        raise InvalidFlow(f"{what} needs a schema with a column at least")
     for each in schema:
         check_name(each.name, "column")
         if pa.types.is_dictionary(each.type) or pa.types.is_run_end_encoded(each.type):
