@@ -217,6 +217,9 @@ class RunningJob:
         entry = self.coordinator.table.splits[request.split]
         try:
             epoch = await asyncio.to_thread(self._raise_epoch, request, entry)
+        except Fenced as error:
+            self.problems["job"] = str(error)
+            await self._end("fenced")
         except FlowstateError as error:
             self.problems[request.split] = str(error)
             self._carry_out(self.coordinator.raise_failed(request.split, request.floor))

@@ -7,6 +7,7 @@ alive. Requests and reports come as plain Dask messages; errors go back as data.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import cloudpickle
@@ -19,6 +20,7 @@ from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.running import RunningJob
 
 NAME = "flowstate"
+logger = logging.getLogger("flowstate")
 
 
 class Supervisor(SchedulerPlugin):
@@ -65,7 +67,11 @@ class Supervisor(SchedulerPlugin):
         self._found(worker, location)
         for report in reports:
             if (job := self.jobs.get(report["job"])) is not None:
-                job.reported(worker, report)
+                try:
+                    job.reported(worker, report)
+                except Exception as error:  # the reports of other jobs come after it
+                    job.problems["supervisor"] = f"{type(error).__name__}: {error}"
+                    logger.exception("job %s", job.spec.name)
         return True
 
     async def start_job(self, spec: bytes) -> dict[str, Any]:
@@ -108,8 +114,8 @@ class Supervisor(SchedulerPlugin):
             case "directory":
                 return job.directory().to_json()
             case "cut":
-                if not job.ready:
-                    raise Unavailable("the job is not up yet", job=job.spec.name, retry_after=0.5)
+                if not job.ready or job.state not in ("running", "finished"):
+                    raise Unavailable("the job is not up", job=job.spec.name, state=job.state, retry_after=0.5)
                 done = await job.cut(float(arguments.get("timeout", 5.0)))
                 return {"cut": done.cut, "position": {split: list(place) for split, place in done.position.items()}}
             case "drain":
