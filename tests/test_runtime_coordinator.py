@@ -55,7 +55,9 @@ class Job:
                     self.report(each.partition)
                 case RaiseReader():
                     self.readers[each.split] = self.readers.get(each.split, 0) + 1
-                    self.obey(self.machine.reader_raised(each.split, each.partition, self.readers[each.split], self.now))
+                    self.obey(
+                        self.machine.reader_raised(each.split, each.partition, self.readers[each.split], self.now)
+                    )
         return instructions
 
     def report(self, partition: int, state: str = "live", epoch: int | None = None, **more: Any) -> list[Instruction]:
@@ -226,7 +228,9 @@ def test_a_cut_that_is_not_aligned_in_time_is_closed() -> None:
     out = job.pass_time(0.2)
     assert only(CutFailed, out) and only(Tell, out)
     assert job.table.closed == 1
-    assert not only(CutDone, job.report(0, cut={"cut": 1, "position": {}}) + job.report(1, cut={"cut": 1, "position": {}}))
+    assert not only(
+        CutDone, job.report(0, cut={"cut": 1, "position": {}}) + job.report(1, cut={"cut": 1, "position": {}})
+    )
 
 
 @pytest.mark.parametrize("change", ["worker", "move", "failed", "found", "drain"])

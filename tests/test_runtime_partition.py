@@ -123,7 +123,9 @@ def publish_before_manifest(patch: pytest.MonkeyPatch) -> None:
 
 def no_manifest_fence(patch: pytest.MonkeyPatch) -> None:
     commit = PartitionChain.commit
-    patch.setattr(PartitionChain, "commit", lambda self, previous, manifest: commit(self, self.chain.newest(), manifest))
+    patch.setattr(
+        PartitionChain, "commit", lambda self, previous, manifest: commit(self, self.chain.newest(), manifest)
+    )
 
 
 def reader_forgets_newest(patch: pytest.MonkeyPatch) -> None:
@@ -182,7 +184,9 @@ MISTAKES: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
 
 
 @pytest.mark.parametrize(("mistake", "seeds"), MISTAKES, ids=[mistake.__name__ for mistake, _ in MISTAKES])
-def test_a_mistake_is_found(mistake: Callable[[pytest.MonkeyPatch], None], seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_found(
+    mistake: Callable[[pytest.MonkeyPatch], None], seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mistake(monkeypatch)
     with pytest.raises(Fault) as found:
         explore(range(seeds))
@@ -200,7 +204,9 @@ def partition(number: int = 0, partitions: int = 2, epoch: int = 1, state: Conte
     return Partition(number, epoch, partitions, state or Contents(PLAN, 1), Preparer(PLAN, router))
 
 
-def table(version: int, *, epochs: dict[int, int] | None = None, reader: ReaderOf = ReaderOf(1, 0), **more: Any) -> Table:  # noqa: B008
+def table(
+    version: int, *, epochs: dict[int, int] | None = None, reader: ReaderOf = ReaderOf(1, 0), **more: Any
+) -> Table:  # noqa: B008
     return Table(version, {"a": reader}, epochs or {0: 1, 1: 1}, {}, {"a": ENTRY}, **more)
 
 
@@ -211,7 +217,9 @@ def attach(owner: int, place: Place, *, epoch: int = 1, attempt: int = 1, reader
 def reader(at: int = 0, floors: tuple[Floor, ...] = (), **more: Any) -> Partition:
     """Partition 0, reading split a from `at`."""
     contents = Contents(PLAN, 1)
-    contents.marks.include("a", lateness=LATENESS, place=Place(at, len(floors)), newest=NEVER if at == 0 else 50_000_000)
+    contents.marks.include(
+        "a", lateness=LATENESS, place=Place(at, len(floors)), newest=NEVER if at == 0 else 50_000_000
+    )
     machine = partition(state=contents)
     assert machine.hear(table(1, **more)) == [LoadRecord("a", 1)]
     machine.record_loaded("a", 1, SplitRecord(1, floors), 0.0)
@@ -330,7 +338,11 @@ def test_rows_that_were_given_back_are_handed_over_once() -> None:
     """A save fails while windows expire: what it had taken comes with the next one, what expired since too, nothing twice."""
     contents = Contents(simple_plan(2), 1)
     contents.marks.include("a", lateness=LATENESS, place=Place(0))
-    preparer, offset, given = Preparer(contents.plan, Router(partitions=1, groups=128, seed=1)), 0, Counter[tuple[Any, ...]]()
+    preparer, offset, given = (
+        Preparer(contents.plan, Router(partitions=1, groups=128, seed=1)),
+        0,
+        Counter[tuple[Any, ...]](),
+    )
     from flowstate.testing.incarnation import rows_of
     from flowstate.testing.log import SECOND, Log, Record
 
