@@ -204,10 +204,8 @@ def partition(number: int = 0, partitions: int = 2, epoch: int = 1, state: Conte
     return Partition(number, epoch, partitions, state or Contents(PLAN, 1), Preparer(PLAN, router))
 
 
-def table(
-    version: int, *, epochs: dict[int, int] | None = None, reader: ReaderOf = ReaderOf(1, 0), **more: Any
-) -> Table:  # noqa: B008
-    return Table(version, {"a": reader}, epochs or {0: 1, 1: 1}, {}, {"a": ENTRY}, **more)
+def table(version: int, *, epochs: dict[int, int] | None = None, reader: ReaderOf | None = None, **more: Any) -> Table:
+    return Table(version, {"a": reader or ReaderOf(1, 0)}, epochs or {0: 1, 1: 1}, {}, {"a": ENTRY}, **more)
 
 
 def attach(owner: int, place: Place, *, epoch: int = 1, attempt: int = 1, reader_epoch: int = 1) -> Attach:
