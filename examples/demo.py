@@ -254,7 +254,11 @@ def run(arguments: argparse.Namespace, folder: Path, interruption: Interruption,
         stack.enter_context(dask.config.set({"temporary-directory": scratch}))
         # On a busy machine a worker may take seconds to exit; Dask's warnings about that are no news here.
         cluster = LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, preload=deaf, silence_logs=logging.ERROR
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            preload=deaf,
+            silence_logs=logging.ERROR,
         )
         client = stack.enter_context(stack.enter_context(cluster).get_client())
         job = stack.enter_context(fs.start(*flow(folder), snapshots=f"{folder}/snapshots/", every="2s", client=client))
