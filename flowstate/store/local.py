@@ -130,7 +130,7 @@ class LocalStore(Store):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
             facts = {"path": name, "reason": os.strerror(code)}
             if code in (errno.ENOSPC, errno.EDQUOT):
-                raise Unavailable("no space left for snapshots; free some", retry_after=10.0, **facts) from error
+                raise Unavailable("no space left; free some", retry_after=10.0, **facts) from error
             if code in (errno.EPERM, errno.ENOTSUP) and error.filename2 is not None:
                 message = "this file system has no hard links, so nothing can be created atomically; use another folder"
                 raise InvalidFlow(message, **facts) from error
