@@ -89,11 +89,18 @@ class Supervisor(SchedulerPlugin):
                 if self.client is None:
                     self.client = await Client(self.scheduler.address, asynchronous=True, set_as_default=False)
                 job = self.jobs[asked.name] = RunningJob(beginning, self.scheduler, self.client, self.clock)
+            await self._hosts_are_known()
             for worker, location in self.locations.items():
                 job.worker_joined(worker, location)
             return {"ok": {"name": asked.name, "run": beginning.spec.run, "generation": beginning.spec.generation}}
         except Exception as error:
             return failure(error)
+
+    async def _hosts_are_known(self) -> None:
+        """Partitions are spread over the workers that have announced themselves, so all of them should have, or nearly."""
+        deadline = self.clock.monotonic() + 5.0
+        while self.scheduler.workers.keys() - self.locations.keys() and self.clock.monotonic() < deadline:
+            await asyncio.sleep(0.01)
 
     async def request(self, operation: str, job: str | None = None, **arguments: Any) -> dict[str, Any]:
         """What a `Job` asks: jobs, status, directory, cut, drain, stop."""
