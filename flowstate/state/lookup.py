@@ -36,6 +36,13 @@ def _integers(columns: list[pa.Array]) -> list[pa.Array]:
     return [each.view(pa.int32() if each.type.bit_width == 32 else pa.int64()) for each in columns]
 
 
+def taken(columns: list[pa.Array], places: Int64s, rows: int) -> list[pa.Array]:
+    """The rows of `columns` at `places`; as they are, if that is all of them in order, as it is for one key."""
+    if len(places) == rows and (rows == 1 or bool((places == np.arange(rows)).all())):
+        return columns
+    return [each.take(pa.array(places)) for each in columns]
+
+
 class Found:
     """The state of some rows, gathered from their chunks."""
 

@@ -24,7 +24,7 @@ from flowstate.state.chunk import Keys, Layout, Stored
 from flowstate.state.index import Index
 from flowstate.state.kernels import decode, fold
 from flowstate.state.kernels import index as kernels
-from flowstate.state.lookup import Found, found_rows
+from flowstate.state.lookup import Found, found_rows, taken
 from flowstate.state.view import TableView, micros_per
 from flowstate.state.windows import Window, Windows, doubled
 
@@ -357,7 +357,10 @@ class KeyedTable:
                 given=keys.schema.names, key=schema.names,
             )  # fmt: skip
         try:
-            columns = [column.cast(kind) for column, kind in zip(keys.columns, schema.types, strict=False)]
+            columns = [
+                column if column.type == kind else column.cast(kind)
+                for column, kind in zip(keys.columns, schema.types, strict=False)
+            ]
         except pa.ArrowException as error:
             raise InvalidFlow(
                 "these keys are not of the view's key types",
@@ -366,14 +369,17 @@ class KeyedTable:
                 key=str(schema),
             ) from error
         rows, windows = found_rows(columns, plain, keys.num_rows, self._windows.ids)
-        columns = [each.take(pa.array(rows)) for each in columns[:plain]]
+        columns = taken(columns[:plain], rows, keys.num_rows)
         self._room(len(rows))
         slots = self._locate(KeyColumns.of(columns, len(rows)), windows, None, insert=False).copy()
-        _, firsts = np.unique(slots, return_index=True)
-        places = np.sort(firsts[slots[firsts] >= 0])
+        if len(slots) == 1:
+            places = np.flatnonzero(slots >= 0)
+        else:
+            _, firsts = np.unique(slots, return_index=True)
+            places = np.sort(firsts[slots[firsts] >= 0])
         edges = [(each.start, each.end) for each in map(self._windows.by_id.__getitem__, windows[places].tolist())]
         found = Found(self._layout, self._pointers, slots[places], self._shift)
-        return found.results([each.take(pa.array(places)) for each in columns], edges)
+        return found.results(taken(columns, places, len(slots)), edges)
 
     # -- windows ---------------------------------------------------------------------------------------------------------------
 
