@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flowstate.clock import SystemClock
 from flowstate.plan.compile import compile as compile_plan
+from flowstate.runtime.aside import aside_pool
 from flowstate.runtime.beginning import begin
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.job_spec import JobSpec
@@ -44,7 +44,7 @@ class OnePump:
         readers = {split: ReaderOf(records.raise_epoch(split).reader_epoch, 0) for split in splits}
         self.live = threading.Event()
         self.ended = threading.Event()
-        self.pool = ThreadPoolExecutor(4)
+        self.pool = aside_pool()
         self.pump = Pump(spec, 0, epoch, Saver(spec, 0, epoch, store, clock), records, self, self.pool, clock)
         self.served = ServedPartition(self.pump, clock)
         self._port = LocalPort(self.pump, lambda reader: self.pump)

@@ -10,13 +10,13 @@ import asyncio
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cloudpickle
 from distributed import Worker, WorkerPlugin
 
 from flowstate.clock import SystemClock
+from flowstate.runtime.aside import aside_pool
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.link import ClientLink, LocalPort, Mailbox, Port, ServerLink
@@ -52,7 +52,7 @@ class Host(WorkerPlugin):
         self.links: dict[tuple[Pump, str], ClientLink] = {}
         self.locals: dict[Pump, LocalPort] = {}
         self.stopping = False
-        self.pool = ThreadPoolExecutor(4, thread_name_prefix="flowstate-aside")
+        self.pool = aside_pool()
         self.service = FlightService(*self.bind)
         self.service.set_exchange_handler(self._exchange)
         self._urgent = asyncio.Event()

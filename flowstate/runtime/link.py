@@ -230,7 +230,7 @@ class ServerLink:
             while True:
                 control = json.loads(reader.read_chunk().app_metadata.to_pybytes())
                 if "attach" in control:
-                    attach = Attach(StreamId(*control["attach"]), Place(*control["place"]))
+                    attach = Attach(_stream_of(control["attach"]), Place(*_whole(control["place"], 2)))
                     mailbox = self.find(control["reader"])
                     if mailbox is None:
                         self._out.put((attach.stream, Closed()))
@@ -238,11 +238,11 @@ class ServerLink:
                         self._mailboxes[attach.stream] = mailbox
                         mailbox.post_attach(attach, self)
                 elif "acknowledge" in control:
-                    stream = StreamId(*control["acknowledge"])
+                    stream = _stream_of(control["acknowledge"])
                     if (mailbox := self._mailboxes.get(stream)) is not None:
                         mailbox.post_acknowledged(stream, int(control["count"]))
                 elif "close" in control:
-                    self._gone(StreamId(*control["close"]))
+                    self._gone(_stream_of(control["close"]))
         except (
             StopIteration,
             flight.FlightError,
@@ -256,3 +256,18 @@ class ServerLink:
             pass  # the owner went, or speaks another version: it asks again
         finally:
             self._out.put(None)
+
+
+def _stream_of(given: Any) -> StreamId:
+    """What came over the wire is looked at here: in the pump, a wrong type would end the partition."""
+    split, *numbers = given
+    if not isinstance(split, str):
+        raise ValueError("a split is a text")
+    return StreamId(split, *_whole(numbers, 4))
+
+
+def _whole(given: Any, count: int) -> list[int]:
+    numbers = [each for each in given if isinstance(each, int) and not isinstance(each, bool)]
+    if len(numbers) != count or len(given) != count:
+        raise ValueError(f"{count} whole numbers are wanted")
+    return numbers

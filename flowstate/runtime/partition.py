@@ -138,7 +138,8 @@ class Partition:
     def accept(self, attach: Attach) -> list[Instruction]:
         """R2. A request for another reader epoch is refused: the owner asks again, or hears of another reader."""
         reading = self.readings.get(attach.stream.split)
-        if reading is None or reading.epoch != attach.stream.reader_epoch:
+        known = 0 <= attach.stream.owner < self.partitions
+        if reading is None or reading.epoch != attach.stream.reader_epoch or not known:
             return [Close(attach.stream)]
         return reading.accept(attach, self.table)
 

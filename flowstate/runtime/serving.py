@@ -21,6 +21,7 @@ from flowstate.runtime.contents import Frozen
 from flowstate.runtime.pump import Pump
 from flowstate.state.table import KeyedTable
 from flowstate.view.answer import Answer, PartitionAnswer
+from flowstate.view.columns import chosen
 from flowstate.view.lookup import with_window_end
 
 SHARED_FOR = 0.005  # seconds that a scan may share the state frozen for another
@@ -55,10 +56,7 @@ class ServedPartition:
         table = kept.frozen.views[view]
         schema = table.schema
         if columns is not None:
-            for name in columns:
-                if name not in schema.names:
-                    raise InvalidFlow(f"no column {name!r}{did_you_mean(name, schema.names)}", view=view)
-            schema = pa.schema([schema.field(name) for name in columns])
+            schema = chosen(view, schema, columns)
         return schema, table.batches(columns), self._answer(view, kept)
 
     def lookup(self, view: str, keys: pa.RecordBatch) -> tuple[pa.RecordBatch, Answer]:

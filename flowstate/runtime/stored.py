@@ -16,6 +16,7 @@ from flowstate.state.append import AppendTable
 from flowstate.state.table import KeyedTable
 from flowstate.state.watermark import Watermarks
 from flowstate.view.answer import Answer, PartitionAnswer
+from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
 from flowstate.view.lookup import with_window_end
 
@@ -37,10 +38,7 @@ class StoredPartition:
             frozen = self._table(view).view()
         schema = frozen.schema
         if columns is not None:
-            for name in columns:
-                if name not in schema.names:
-                    raise InvalidFlow(f"no column {name!r}{did_you_mean(name, schema.names)}", view=view)
-            schema = pa.schema([schema.field(name) for name in columns])
+            schema = chosen(view, schema, columns)
         return schema, frozen.batches(columns), self._answer(view)
 
     def lookup(self, view: str, keys: pa.RecordBatch) -> tuple[pa.RecordBatch, Answer]:
