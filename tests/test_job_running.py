@@ -300,3 +300,17 @@ def test_bad_input_is_told_at_once(client: Client, tmp_path: Path) -> None:
             snapshots=tmp_path,
             client=client,
         )
+
+
+def test_everything_in_one_process_with_snapshots_in_memory() -> None:
+    given = rows(400)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        for run in (1, 2):
+            events = fs.from_arrow(pa.Table.from_pylist(given, SCHEMA), event_time="at", lateness="12h", splits=2)
+            with fs.start(monthly(events), snapshots="memory://in-one-process", client=client) as job:
+                job.wait(30)
+                assert job.status()["run"] == run
+                assert answered(job.to_table("monthly")) == expected(given)

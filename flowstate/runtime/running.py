@@ -341,7 +341,8 @@ class RunningJob:
             PartitionInfo(number, member.epoch, table.locations.get(number))
             for number, member in self.coordinator.members.items()
         )
-        return Directory(self.spec.name, table.version, self.spec.seed, self.spec.key_groups, self._views, partitions)
+        version = (self.spec.run << 32) + table.version  # grows over runs too: a reader may live longer than a run
+        return Directory(self.spec.name, version, self.spec.seed, self.spec.key_groups, self._views, partitions)
 
     @property
     def ready(self) -> bool:
