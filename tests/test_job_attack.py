@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 from distributed import Client, LocalCluster
+from pyarrow import flight
 
 import flowstate as fs
 
@@ -99,3 +104,98 @@ def test_wrong_questions_and_what_a_stopped_job_says(client: Client, tmp_path: P
         fs.attach("totals", client)
     with fs.open_snapshot(tmp_path / "snapshots") as saved:
         assert saved["totals"]["a"].to_pylist() == [{"customer": "a", "total": 1, "rows": 1}]
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Ask again and again: what is awaited happens in other processes."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def append(folder: Path, rows: int) -> None:
+    with (folder / "log.jsonl").open("ab") as file:
+        file.write(b"".join(LINE % (1, 1 + each % 28) for each in range(rows)))
+
+
+def rows_of(job: fs.Job) -> int:
+    return int(job.sql("select coalesce(sum(rows), 0)::bigint from totals").fetchall()[0][0])
+
+
+def states(job: fs.Job) -> list[tuple[str, int]]:
+    return [(each["state"], each["epoch"]) for each in job.status()["partitions"].values()]
+
+
+def speak(address: str, command: bytes, *controls: object) -> None:
+    """Says something to the port where partitions talk to each other, and waits until it is closed or answered."""
+    client = flight.connect(address)
+    try:
+        writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(command))
+        for each in controls:
+            data = each if isinstance(each, bytes) else json.dumps(each).encode()
+            writer.write_metadata(pa.py_buffer(data))
+        writer.done_writing()
+        reader.read_chunk()
+    except (StopIteration, flight.FlightError, pa.ArrowException):
+        pass
+    finally:
+        client.close()
+
+
+def test_garbage_on_the_port_of_the_partitions_harms_nobody(client: Client, tmp_path: Path) -> None:
+    with fs.start(totals(log(tmp_path, 50)), snapshots=tmp_path / "snapshots", client=client, every="300ms") as job:
+        until(lambda: rows_of(job) == 50)
+        split, chance = next(iter(job.status()["splits"])), random.Random(3)
+        command = json.dumps({"v": 1, "kind": "partition-exchange", "job": "totals"}).encode()
+        streams: list[Any] = [
+            5, None, "x", [], [[1], 1, 0, 1, 1], [split, "x", 0, 1, 1], [split, 1.5, 0, 1, 1], [split, 1, 0, 1],
+            *([split, epoch, owner, *last] for epoch in range(1, 5)
+              for owner, *last in ((0, None, None), ("0", 1, 1), (77, 5, 5), (-1, 5, 5), (0, 0, 0), (0, "x", 9))),
+        ]  # fmt: skip
+        for address in set(job._addresses()):
+            for stream in streams:
+                for reader in (0, 1, 9, [0], None):
+                    speak(address, command, {"attach": stream, "reader": reader, "place": [0, 0]})
+                speak(address, command, {"acknowledge": stream, "count": 10**9}, {"close": stream})
+            for place in (None, [], ["a", "b"], [None, 0], [0.5, 0], [0, 0, 0]):
+                for epoch in range(1, 5):
+                    attach = {"attach": [split, epoch, 0, 10**6, 1], "place": place}
+                    speak(address, command, attach | {"reader": 0})
+                    speak(address, command, attach | {"reader": 1})
+            for _ in range(30):
+                noise = bytes(chance.randrange(256) for _ in range(chance.randrange(40)))
+                speak(address, command, noise, b"[1]", b"5")
+                speak(address, noise)
+        append(tmp_path, 50)
+        until(lambda: rows_of(job) == 100)
+        assert job.snapshot(timeout=20).sql("select sum(rows) from totals").fetchall() == [(100,)]
+        assert states(job) == [("live", 1), ("live", 1)]
+
+
+def test_scans_that_nobody_reads_cost_neither_memory_nor_progress(client: Client, tmp_path: Path) -> None:
+    rows = b"".join(b'{"customer":"c%d","amount":1,"at":"2024-01-01T00:00:00Z"}\n' % each for each in range(100_000))
+    (tmp_path / "log.jsonl").write_bytes(rows)
+    source = fs.scan_files(tmp_path / "log.jsonl", schema=SCHEMA, event_time="at", follow=True)
+    with fs.start(totals(source), snapshots=tmp_path / "snapshots", client=client, every="1s") as job:
+        until(lambda: rows_of(job) == 100_000)
+
+        def used() -> int:
+            return sum(client.run(lambda: psutil.Process().memory_info().rss).values())
+
+        before, connections, unread = used(), [], []
+        with flight.connect(job.address) as first:
+            endpoints = first.get_flight_info(flight.FlightDescriptor.for_path("totals")).endpoints
+        for number in range(60):
+            endpoint = endpoints[number % 2]
+            connections.append(flight.connect(endpoint.locations[0]))
+            unread.append(connections[-1].do_get(endpoint.ticket))
+            if number % 10 == 0:
+                append(tmp_path, 1000)
+        until(lambda: rows_of(job) == 106_000)
+        assert job["totals"]["a"]["total"].to_pylist() == [6000]
+        assert used() - before < 200 << 20
+        for each in unread:
+            each.cancel()
+        for connection in connections:
+            connection.close()
