@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowstate.clock import Clock, SystemClock
-from flowstate.errors import FlowstateError, InternalError, InvalidFlow, Moved, Unavailable, did_you_mean
+from flowstate.errors import FlowstateError, InternalError, InvalidFlow, Moved, Unavailable
 from flowstate.view.answer import Answer
+from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
 from flowstate_flight.exchange_call import StreamBroken
 from flowstate_flight.expression import encode_filter
@@ -196,10 +197,7 @@ class FlightReader:
             return info.schema
         if not columns or isinstance(columns, str):
             raise InvalidFlow("columns is a list with at least one name")
-        for name in columns:
-            if info.schema.get_field_index(name) < 0:
-                raise InvalidFlow(f"view {info.name!r} has no column {name!r}{did_you_mean(name, info.schema.names)}")
-        return pa.schema([info.schema.field(name) for name in columns])
+        return chosen(info.name, info.schema, columns)
 
     def _from_owners(
         self,

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from flowstate.errors import InvalidFlow, Moved, Unavailable, did_you_mean
+from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, LivePartition, ViewInfo
 from flowstate_flight.answering import shape
 from flowstate_flight.expression import columns_to_read, decode_filter
@@ -109,7 +110,7 @@ class Requests:
     def _info(
         self, directory: Directory, view: ViewInfo, command: Ticket, descriptor: flight.FlightDescriptor
     ) -> flight.FlightInfo:
-        schema = view.schema if command.columns is None else _select(view, command.columns)
+        schema = view.schema if command.columns is None else chosen(view.name, view.schema, command.columns)
         if command.filter is not None:
             decode_filter(command.filter, view.schema)
         endpoints = [
@@ -127,7 +128,7 @@ class Requests:
         """A scan, or a lookup if the ticket has keys. The schema carries the answer."""
         partition = self.partition(ticket)
         view = self.view(ticket.job, ticket.view)
-        schema = view.schema if ticket.columns is None else _select(view, ticket.columns)
+        schema = view.schema if ticket.columns is None else chosen(view.name, view.schema, ticket.columns)
         schema = schema.remove_metadata()
         condition = decode_filter(ticket.filter, view.schema) if ticket.filter is not None else None
         if ticket.keys is not None:
@@ -236,10 +237,3 @@ def _texts(path: list[bytes]) -> list[str]:
         return [each.decode() for each in path]
     except UnicodeDecodeError:
         raise InvalidFlow("a path is text") from None
-
-
-def _select(view: ViewInfo, columns: tuple[str, ...]) -> pa.Schema:
-    for name in columns:
-        if view.schema.get_field_index(name) < 0:
-            raise InvalidFlow(f"view {view.name!r} has no column {name!r}{did_you_mean(name, view.schema.names)}")
-    return pa.schema([view.schema.field(name) for name in columns])

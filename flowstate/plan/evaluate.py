@@ -10,7 +10,7 @@ or fails as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -309,15 +309,22 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
 
 
-def _columns(route: Route, data: pa.RecordBatch, failed: dict[int, str]) -> list[pa.Array] | None:
-    """The columns of the routed batch, or None if rows have failed: then they are to be computed again without those."""
+def _computed(named: Iterable[tuple[str, Expr]], data: pa.RecordBatch, failed: dict[int, str]) -> list[pa.Array] | None:
     arrays = []
-    for name, expr in route.keys:
+    for name, expr in named:
         try:
             arrays.append(computed(name, expr, data))
         except RowFailed:
             _pieces(lambda rows, name=name, expr=expr: computed(name, expr, rows), data, failed)  # type: ignore[misc]
             return None
+    return arrays
+
+
+def _columns(route: Route, data: pa.RecordBatch, failed: dict[int, str]) -> list[pa.Array] | None:
+    """The columns of the routed batch, or None if rows have failed: then they are to be computed again without those."""
+    arrays = _computed(route.keys, data, failed)
+    if arrays is None:
+        return None
     if route.window is not None:
         times = data.column(route.window_column)
         if times.null_count:
@@ -330,13 +337,10 @@ def _columns(route: Route, data: pa.RecordBatch, failed: dict[int, str]) -> list
         except pa.ArrowException:
             _pieces(lambda rows: _windowed(route, rows), data, failed)
             return None
-    for name, expr in route.inputs:
-        try:
-            arrays.append(computed(name, expr, data))
-        except RowFailed:
-            _pieces(lambda rows, name=name, expr=expr: computed(name, expr, rows), data, failed)  # type: ignore[misc]
-            return None
-    arrays.append(data.column(OFFSET))
+    inputs = _computed(route.inputs, data, failed)
+    if inputs is None:
+        return None
+    arrays += [*inputs, data.column(OFFSET)]
     if route.schema.get_field_index(TIME) >= 0:
         has_time = data.schema.get_field_index(TIME) >= 0
         # Without event time, rows are ordered by split and offset alone.
