@@ -314,3 +314,64 @@ def test_everything_in_one_process_with_snapshots_in_memory() -> None:
                 job.wait(30)
                 assert job.status()["run"] == run
                 assert answered(job.to_table("monthly")) == expected(given)
+
+
+def test_a_total_that_does_not_fit_stops_nothing_but_its_own_sink(client: Client, tmp_path: Path) -> None:
+    given = pa.table(
+        {
+            "who": ["rich", "rich", "anna", "bob"],
+            "much": pa.array([2**62, 2**62, 5, 6], pa.int64()),
+            "at": pa.array([BEGIN, BEGIN, BEGIN, BEGIN + timedelta(days=400)], pa.timestamp("ms", "UTC")),
+        }
+    )
+    events = fs.from_arrow(given, event_time="at")
+    view = (
+        events.group_by("who", month=fs.window("at", every="1mo", grace="1d", keep="1d"))
+        .agg(total=fs.col("much").sum())
+        .view("v")
+    )
+    other = events.group_by("who", year=fs.window("at", every="1y", grace="1d")).agg(n=fs.len()).view("other")
+    sinks = view.final().sink_parquet(tmp_path / "totals"), other.final().sink_parquet(tmp_path / "counts")
+    with fs.start(view, other, *sinks, snapshots=tmp_path / "snapshots", every="200ms", client=client) as job:
+        until(
+            lambda: (
+                sum(each["events"] if "events" in each else each["n"] for each in job.to_table("other").to_pylist())
+                == 4
+            )
+        )
+        until(lambda: any("does not fit" in text for text in problems(job).values()))
+        with pytest.raises(fs.FlowstateError, match="rich"):
+            job["v"]["rich"]
+        assert job.sql("select sum(n) from other").fetchall() == [(4,)]
+        until(lambda: job.status()["saved_cut"].get("number", 0) > 2)
+        with pytest.raises(fs.Unavailable, match="not at its end"):
+            job.wait(timeout=0.5)
+    assert sum(ds.dataset(tmp_path / "counts").to_table()["n"].to_pylist()) == 4
+
+
+def problems(job: fs.Job) -> dict[str, str]:
+    return {
+        name: text
+        for each in job.status()["partitions"].values()
+        for name, text in each["report"].get("problems", {}).items()
+    }
+
+
+def test_the_end_of_the_input_makes_no_window_old(client: Client, tmp_path: Path) -> None:
+    """Windows are forgotten by event time alone, and handed over once, also beside a view that keeps everything."""
+    given = rows(900, days=300)
+    events = fs.from_arrow(pa.Table.from_pylist(given, SCHEMA), event_time="at", lateness="12h", splits=2)
+    views = [monthly(events, "kept"), monthly(events, "recent", keep="60d")]
+    sinks = [view.final().sink_parquet(tmp_path / view.name, partition_by="month") for view in views]
+    with fs.start(*views, *sinks, snapshots=tmp_path / "snapshots", every="200ms", client=client) as job:
+        job.wait(60)
+        assert answered(job.to_table("kept")) == expected(given)
+        recent = answered(job.to_table("recent"))
+        assert {start for _, start in recent} == {
+            start for _, start in expected(given) if start >= BEGIN + timedelta(days=210)
+        }
+        assert recent.items() <= expected(given).items()
+    for view in views:
+        written = ds.dataset(tmp_path / view.name, partitioning="hive").to_table()
+        assert written.num_rows == len(expected(given))
+        assert sum(written["events"].to_pylist()) == len(given)

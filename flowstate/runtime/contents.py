@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flowstate.errors import InternalError
+from flowstate.errors import FlowstateError, InternalError
 from flowstate.exchange.message import Batch
 from flowstate.plan.position import NEVER, OFFSET, Place
 from flowstate.plan.spec import JobPlan, TableSpec
+from flowstate.plan.window import WindowSpec, microseconds
 from flowstate.snapshot.manifest import SavedState
 from flowstate.state.append import AppendTable, AppendView
 from flowstate.state.table import KeyedTable
@@ -73,6 +74,7 @@ class Contents:
         for name, spec in self.plan.tables.items():
             self.tables[name] = KeyedTable(spec, seed=self.seed) if isinstance(spec, TableSpec) else AppendTable(spec)
         self.handed = dict.fromkeys(range(len(self.plan.sinks)), NEVER)
+        self._taken: dict[int, int] = {}  # sink -> where `handed` stood when rows were last taken
         self._keeps = any(
             isinstance(spec, TableSpec) and spec.window is not None and spec.window.keep is not None
             for spec in self.plan.tables.values()
@@ -90,7 +92,7 @@ class Contents:
         of all partitions of a cut are taken in one after the other."""
         extras = saved.extras
         if not self.marks.position:
-            self.marks = Watermarks.load(saved.marks, extras.get("reached", NEVER))
+            self.marks = Watermarks.load(saved.marks, extras.get("reached", NEVER), extras.get("passed", NEVER))
         for name, batches in tables.items():
             table = self.tables[name]
             if isinstance(table, KeyedTable):
@@ -120,39 +122,51 @@ class Contents:
                     self.applied_rows += rows.num_rows
                 else:
                     table.append(rows)
-        before = self.marks.reached
+        before = self.marks.passed
         self.marks.advance(split, batch.to, batch.newest, batch.floor)
-        if self._keeps and self.marks.reached > before:
+        if self._keeps and self.marks.passed > before:
             self._expire()
         return True
 
     def _expire(self) -> None:
-        upto = self.marks.reached
+        upto = self.marks.passed
         for name, table in self.tables.items():
             spec = self.plan.tables[name]
             if not isinstance(table, KeyedTable) or not isinstance(spec, TableSpec) or spec.window is None:
                 continue
+            if spec.window.keep is None:
+                continue
             expiring = [end for end, _ in table.windows() if spec.window.expires(end) <= upto]
             if not expiring:
                 continue
-            sinks = [number for number, sink in enumerate(self.plan.sinks) if sink.table == name]
-            if sinks:
-                view = table.view()
-                for number in sinks:
-                    last = max(spec.window.closes(end) for end in expiring)
-                    rows = view.closed(self.handed[number], last)
-                    ends = pc.cast(
-                        pc.cast(rows.column(spec.window.end_name), pa.timestamp("us")), pa.int64()
-                    ).to_numpy()
-                    gone = np.isin(ends, np.array(expiring, np.int64))
-                    if gone.any():
-                        self.outbox.setdefault(number, []).append(rows.filter(pa.array(gone)))
+            view = table.view()
+            try:
+                leaving = {
+                    number: self._leaving(number, spec.window, view, expiring)
+                    for number, sink in enumerate(self.plan.sinks)
+                    if sink.table == name
+                }
+            except FlowstateError:
+                continue  # a result that its sink cannot take: nothing is forgotten before it is handed over
+            finally:
                 view.release()
+            for number, rows in leaving.items():
+                if rows.num_rows:
+                    self.outbox.setdefault(number, []).append(rows)
             table.expire(upto)
+
+    def _leaving(self, sink: int, window: WindowSpec, view: TableView, expiring: list[int]) -> pa.RecordBatch:
+        """Rows of windows that are about to go and that nobody has taken for the sink yet. Raises if a save that is under way cannot hand
+        over what it took, and would put it back."""
+        last = max(window.closes(end) for end in expiring)
+        rows = view.closed(self._taken.get(sink, self.handed[sink]), max(last, self.handed[sink]))
+        ends = microseconds(rows.column(window.end_name))
+        untaken = window.closes_array(ends) > self.handed[sink]
+        return rows.filter(pa.array(np.isin(ends, np.array(expiring, np.int64)) & untaken))
 
     def freeze(self) -> Frozen:
         """Everything as it is now: microseconds, whatever the size."""
-        extras: dict[str, Any] = {"reached": self.marks.reached}
+        extras: dict[str, Any] = {"reached": self.marks.reached, "passed": self.marks.passed}
         for name, table in self.tables.items():
             if isinstance(table, AppendTable):
                 extras[name] = table.extras()
@@ -166,7 +180,13 @@ class Contents:
             upto = frozen.marks.reached
             due[sink] = Due(self.plan.sinks[sink].table, after, upto, tuple(self.outbox.pop(sink, ())))
             self.handed[sink] = max(after, upto)
+            self._taken[sink] = after
         return due
+
+    def untake(self, sink: int, due: Due) -> None:
+        """What was due could not be made into rows: the sink stays where it was, and `_expire` has kept everything since."""
+        self.handed[sink] = due.after
+        self.outbox[sink] = [*due.outbox, *self.outbox.get(sink, ())]
 
     def give_back(self, sink: int, rows: list[pa.RecordBatch]) -> None:
         """Rows that were taken and could not be saved."""

@@ -293,6 +293,9 @@ class Coordinator:
                 return [*out, self.done]
         saved = report.get("cut_saved")
         if saved and self.done is not None and saved["cut"] == self.done.cut:
+            if "version" not in saved:  # it is in no manifest of this partition: another cut may be
+                cut, self.done = self.done.cut, None
+                return [CutFailed(cut, str(saved["reason"]))]
             self.cut_saved[partition] = saved["version"]
             if len(self.cut_saved) == len(self.members):
                 done, self.done = replace(self.done, saved=True, versions=dict(self.cut_saved)), None

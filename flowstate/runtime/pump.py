@@ -38,7 +38,7 @@ from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.link import Port
 from flowstate.runtime.partition import Partition, Patience
 from flowstate.runtime.prepare import Preparer
-from flowstate.runtime.saving import Saver, SaveWork
+from flowstate.runtime.saving import Saved, Saver, SaveWork
 from flowstate.runtime.table import Table
 from flowstate.snapshot.manifest import Manifest, StagedOutput
 from flowstate.snapshot.record import SplitRecord, SplitRecords
@@ -100,6 +100,7 @@ class Pump:
         self._shares = False
         self._next_save = 0.0
         self._row_seconds, self._block_rows = 1e-7, spec.block_rows
+        self._end_again = 0.0  # a sink that stands still is tried again no oftener than snapshots are due
         self._ask_end: dict[str, float] = {}
         self._publishing: set[StagedOutput] = set()
         self._published: set[StagedOutput] = set()
@@ -357,7 +358,9 @@ class Pump:
         position = {split: list(place) for split, place in taken.frozen.marks.position.items()}
         self.cut = {"cut": taken.cut, "position": position}
         self.surroundings.keep_cut(self, taken.cut, taken.frozen)
-        if self._machine.table.saves and not self._saving:
+        if self._machine.table.saves and self._saving:
+            self.cut_saved = {"cut": taken.cut, "reason": "a partition was still busy with its save before"}
+        elif self._machine.table.saves:
             with self.gate:
                 frozen = self._contents.freeze()  # nothing was applied since: the cut was taken in this very step
             self._save(frozen, taken.cut)
@@ -377,7 +380,8 @@ class Pump:
         if ended != (self.state == "ended"):
             self.state = "ended" if ended else "live"  # a split that joins brings an ended partition back
             self.surroundings.report(self, urgent=True)
-        due = not self._publishing and not ended if machine.ended else now >= self._next_save + self.spec.every
+        at_end = not self._publishing and not ended and now >= self._end_again
+        due = at_end if machine.ended else now >= self._next_save + self.spec.every
         if due:
             with self.gate:
                 frozen = machine.contents.freeze()
@@ -422,28 +426,43 @@ class Pump:
     def _save_aside(self, work: SaveWork) -> None:
         began = self.clock.monotonic()
         try:
-            manifest = self.saver.save(work)
+            saved = self.saver.save(work)
         except Exception as error:
-            given_back: dict[int, list[pa.RecordBatch]] = {}
+            given_back: dict[int, list[pa.RecordBatch] | None] = {}
             for sink, due in work.due.items():
-                given_back[sink] = due.rows(work.frozen)
-            self._post(partial(self._save_failed, work, given_back, str(error)))
+                try:
+                    given_back[sink] = due.rows(work.frozen)
+                except FlowstateError:
+                    given_back[sink] = None
+            self._post(partial(self._save_failed, work, given_back, f"{type(error).__name__}: {error}"))
             return
-        self._post(partial(self._saved, work, manifest, self.clock.monotonic() - began))
+        self._post(partial(self._saved, work, saved, self.clock.monotonic() - began))
 
-    def _save_failed(self, work: SaveWork, rows: dict[int, list[pa.RecordBatch]], reason: str) -> None:
+    def _save_failed(self, work: SaveWork, rows: dict[int, list[pa.RecordBatch] | None], reason: str) -> None:
         """Nothing is lost: what was to be handed over waits, and the next save tries again."""
         work.frozen.release()
         for sink, each in rows.items():
-            if each:
+            if each is None:
+                self._contents.untake(sink, work.due[sink])
+            elif each:
                 self._contents.give_back(sink, each)
         self.problems["snapshot"] = reason
         self._saving = False
+        if work.cut is not None:
+            self.cut_saved = {"cut": work.cut, "reason": reason}
+            self.surroundings.report(self, urgent=True)
         self._next_save = self.clock.monotonic() + min(1.0, self.spec.every) - self.spec.every
 
-    def _saved(self, work: SaveWork, manifest: Manifest | None, seconds: float) -> None:
+    def _saved(self, work: SaveWork, saved: Saved, seconds: float) -> None:
         work.frozen.release()
         self._saving = False
+        manifest = saved.manifest
+        for sink in work.due:
+            self.problems.pop(f"sink {sink}", None)
+        for sink, reason in saved.stalled.items():
+            self.problems[f"sink {sink}"] = reason
+            self._contents.untake(sink, work.due[sink])
+            self._end_again = self.clock.monotonic() + self.spec.every
         if manifest is None:
             raise Fenced("a newer run owns this partition", partition=self.number, epoch=self.epoch)
         self.problems.pop("snapshot", None)

@@ -95,7 +95,7 @@ class RunningJob:
             if isinstance(result, CutDone):
                 return result
             reason = result.reason if result else "it was not aligned in time"
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
         raise Unavailable(
             "no consistent cut could be made; try again", job=self.spec.name, reason=reason, retry_after=1.0
         )

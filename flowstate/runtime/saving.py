@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from flowstate.clock import Clock
-from flowstate.errors import Fenced
+from flowstate.errors import Fenced, FlowstateError
 from flowstate.plan.keys import key_groups, owner_of_groups, split_owner
 from flowstate.plan.position import NEVER
 from flowstate.runtime.contents import Contents, Due, Frozen
@@ -41,6 +41,14 @@ class SaveWork:
     shares: bool  # whether `previous` was saved by this incarnation, so that unchanged chunks can be shared with it
     ended: bool
     cut: int | None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """`manifest` is None if a newer incarnation owns the partition. `stalled`: sinks whose rows could not be made, and why."""
+
+    manifest: Manifest | None
+    stalled: Mapping[int, str]
 
 
 class Saver:
@@ -75,11 +83,15 @@ class Saver:
                 contents.restore(manifest.state, manifest.handed, cut.load(number), own.keys, own.split)
         return restored.manifest, contents, list(restored.damaged)
 
-    def save(self, work: SaveWork) -> Manifest | None:
-        """The manifest that was committed, or None if a newer incarnation owns the partition."""
-        staged = list(work.unpublished)
+    def save(self, work: SaveWork) -> Saved:
+        """Commits a manifest. A sink whose rows do not fit their types keeps nothing else from being saved: it stays where it was."""
+        staged, handed, stalled = list(work.unpublished), dict(work.handed), dict[int, str]()
         for sink, due in work.due.items():
-            rows = due.rows(work.frozen)
+            try:
+                rows = due.rows(work.frozen)
+            except FlowstateError as error:
+                stalled[sink], handed[sink] = str(error), due.after
+                continue
             if rows:
                 table = pa.Table.from_batches(rows)
                 staged += self.sinks[sink].prepare(
@@ -101,10 +113,10 @@ class Saver:
             self.epoch,
             state,
             tuple(staged),
-            {str(sink): watermark for sink, watermark in work.handed.items()},
-            ended=work.ended and not staged,
+            {str(sink): watermark for sink, watermark in handed.items()},
+            ended=work.ended and not staged and not stalled,
         )
-        return self.chain.commit(work.previous.version, manifest)
+        return Saved(self.chain.commit(work.previous.version, manifest), stalled)
 
     def publish(self, staged: StagedOutput) -> None:
         """Idempotent by name."""

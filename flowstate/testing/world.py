@@ -381,13 +381,13 @@ class World:
             for key, end, total, count in table_rows(frozen):
                 found[key, end] += total
                 events[key, end] += count
-        reached = max(frozen.marks.reached for (cut, *_), frozen in self.cuts.items() if cut == done.cut)
+        passed = max(frozen.marks.passed for (cut, *_), frozen in self.cuts.items() if cut == done.cut)
         for row, expected in self.reference.totals(done.position).items():
-            if (found[row], events[row]) != expected and not self.expired(row[1], reached):
+            if (found[row], events[row]) != expected and not self.expired(row[1], passed):
                 raise Fault(f"a done cut is not the reference: {row} has {found[row]}, not {expected}")
 
-    def expired(self, end: int, reached: int) -> bool:
-        return self.keep is not None and end + self.keep * 1_000_000 <= reached
+    def expired(self, end: int, passed: int) -> bool:
+        return self.keep is not None and end + self.keep * 1_000_000 <= passed
 
     # checks
 
@@ -421,11 +421,11 @@ class World:
         expected = {
             key: value
             for key, value in reference.totals(marks.position).items()
-            if self.owner_of_key[key[0]] == number and not self.expired(key[1], marks.reached)
+            if self.owner_of_key[key[0]] == number and not self.expired(key[1], marks.passed)
         }
         found = {(key, end): (total, count) for key, end, total, count in table_rows(frozen)}
         if incarnation.restored_older:  # what had expired before the damage comes back until something expires again
-            found = {key: value for key, value in found.items() if not self.expired(key[1], marks.reached)}
+            found = {key: value for key, value in found.items() if not self.expired(key[1], marks.passed)}
         if found != expected:
             wrong = {key: (found.get(key), expected.get(key)) for key in found.keys() | expected.keys()}
             raise Fault(
