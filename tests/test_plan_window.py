@@ -132,7 +132,7 @@ def test_in_a_zone_it_is_what_duckdb_truncates_to(zone: str, values: list[int], 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    values=times(at(1905), at(2100)),
+    values=times(at(1905), at(2037)),  # from 2038 on Arrow knows no summer time any more
     zone=st.sampled_from(ZONES),
     every=st.sampled_from(["1d", "1w", "2d", "30d", "1mo", "2mo", "1y"]),
     offset=st.sampled_from(["0s", "2h", "2h30m", "-90m", "1d", "15m", "25h"]),

@@ -289,11 +289,11 @@ def _ipc(numbers: list[int]) -> bytes:
 
 
 def test_wrong_topic_broker_and_login_are_clear_errors_within_ten_seconds(kafka: KafkaBroker) -> None:
-    kafka.create_topic("billable-events")
+    kafka.create_topic("customer-events")
     login = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "anna"}
     began = time.monotonic()
-    with pytest.raises(InvalidFlow, match=r"did you mean 'billable-events'\?"):
-        make_source(scan(kafka, "billable-event")).splits()
+    with pytest.raises(InvalidFlow, match=r"did you mean 'customer-events'\?"):
+        make_source(scan(kafka, "customer-event")).splits()
     assert time.monotonic() - began < 3
     began = time.monotonic()
     with pytest.raises(Unavailable, match=r"check bootstrap=.*bootstrap='127\.0\.0\.1:\d+'"):
@@ -305,10 +305,10 @@ def test_wrong_topic_broker_and_login_are_clear_errors_within_ten_seconds(kafka:
             scan(kafka, "x", bootstrap=kafka.sasl_bootstrap, config={**login, "sasl.password": "wrong"})
         ).splits()
     assert time.monotonic() - began < 10
-    right = scan(kafka, "billable-events", bootstrap=kafka.sasl_bootstrap, config={**login, "sasl.password": "secret"})
+    right = scan(kafka, "customer-events", bootstrap=kafka.sasl_bootstrap, config={**login, "sasl.password": "secret"})
     assert len(make_source(right).splits()) == 1
     with pytest.raises(InvalidFlow, match="correct config="):
-        make_source(scan(kafka, "billable-events", config={"no.such.setting": 1})).splits()
+        make_source(scan(kafka, "customer-events", config={"no.such.setting": 1})).splits()
 
 
 def test_a_broker_that_is_killed_and_comes_back_on_the_same_data(kafka: KafkaBroker) -> None:
