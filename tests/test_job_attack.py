@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,10 @@ def rows_of(job: fs.Job) -> int:
     return int(job.sql("select coalesce(sum(rows), 0)::bigint from totals").fetchall()[0][0])
 
 
+def grown(job: fs.Job, rows: int) -> bool:
+    return rows_of(job) == rows
+
+
 def states(job: fs.Job) -> list[tuple[str, int]]:
     return [(each["state"], each["epoch"]) for each in job.status()["partitions"].values()]
 
@@ -199,3 +204,23 @@ def test_scans_that_nobody_reads_cost_neither_memory_nor_progress(client: Client
             each.cancel()
         for connection in connections:
             connection.close()
+
+
+def test_a_cut_is_saved_also_while_partitions_save_by_themselves(client: Client, tmp_path: Path) -> None:
+    """Saves that come as often as they can meet every cut; stopping must neither wait for one in vain nor go without a saved cut."""
+    for run in range(6):
+        flow = totals(
+            log(tmp_path, 50)
+            if run == 0
+            else fs.scan_files(tmp_path / "log.jsonl", schema=SCHEMA, event_time="at", follow=True)
+        )
+        job = fs.start(flow, snapshots=tmp_path / "snapshots", client=client, every="50ms", partitions=1 + run % 3)
+        for number in range(5):
+            append(tmp_path, 20)
+            until(partial(grown, job, 50 + 100 * run + 20 * number + 20))
+        began = time.monotonic()
+        job.stop()
+        assert time.monotonic() - began < 10
+        assert "stop" not in job.status()["problems"]
+    with fs.open_snapshot(tmp_path / "snapshots") as saved:
+        assert saved.sql("select sum(rows) from totals").fetchall() == [(650,)]

@@ -54,7 +54,7 @@ class RunningJob:
         self.state, self.problems = "running", dict[str, str]()
         self.actors: dict[tuple[int, int], Any] = {}
         self._pickled = cloudpickle.dumps(spec)
-        self.cut_waiters: list[asyncio.Future[CutDone | CutFailed]] = []
+        self.cut_followers: list[asyncio.Queue[CutDone | CutFailed]] = []
         self.saved_cut: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._next_cut = clock.monotonic() + spec.every
@@ -91,7 +91,7 @@ class RunningJob:
             if number is None:
                 await asyncio.sleep(0.005)
                 continue
-            result = await self._follow_cut(saves, left)
+            result = await self._follow_cut(number, saves, left)
             if isinstance(result, CutDone):
                 return result
             reason = result.reason if result else "it was not aligned in time"
@@ -100,18 +100,23 @@ class RunningJob:
             "no consistent cut could be made; try again", job=self.spec.name, reason=reason, retry_after=1.0
         )
 
-    async def _follow_cut(self, saves: bool, timeout: float) -> CutDone | CutFailed | None:
+    async def _follow_cut(self, number: int, saves: bool, timeout: float) -> CutDone | CutFailed | None:
+        """What became of it. Everything that happens to cuts is heard, however fast it follows on each other."""
+        heard: asyncio.Queue[CutDone | CutFailed] = asyncio.Queue()
+        self.cut_followers.append(heard)
         self._tell()
         try:
             async with asyncio.timeout(timeout):
                 while True:
-                    waiter: asyncio.Future[CutDone | CutFailed] = asyncio.get_running_loop().create_future()
-                    self.cut_waiters.append(waiter)
-                    result = await waiter
+                    result = await heard.get()
                     if isinstance(result, CutFailed) or result.saved or not saves:
                         return result
+                    if result.cut > number:  # made for a reader, while this one was being saved
+                        return CutFailed(number, "another cut came before it was saved")
         except TimeoutError:
             return None
+        finally:
+            self.cut_followers.remove(heard)
 
     def drain(self) -> None:
         self._carry_out(self.coordinator.drain())
@@ -167,10 +172,8 @@ class RunningJob:
                 case Tell():
                     self._tell()
                 case CutDone() | CutFailed():
-                    waiters, self.cut_waiters = self.cut_waiters, []
-                    for waiter in waiters:
-                        if not waiter.done():
-                            waiter.set_result(each)
+                    for follower in self.cut_followers:
+                        follower.put_nowait(each)
 
     async def _claim(self, claim: Claim) -> None:
         try:
