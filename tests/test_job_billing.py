@@ -118,6 +118,7 @@ def test_kafka_killed_as_a_whole_and_started_again(kafka: KafkaBroker, tmp_path:
     check(tmp_path, events, drained=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [4])
 def test_files_killed_started_again_and_with_another_number_of_partitions(tmp_path: Path, seed: int) -> None:
     (tmp_path / "log").mkdir()

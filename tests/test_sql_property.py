@@ -172,7 +172,7 @@ def bag(rows: list[tuple[Any, ...]]) -> Counter[str]:
 
 
 @given(tables(), st.sampled_from(ROUTINGS), st.lists(st.tuples(selections, conditions), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_sql_over_partitions_is_sql_over_the_table(
     harness: Harness, table: pa.Table, routing: tuple[str, ...], queries: list[tuple[str, str]]
 ) -> None:
