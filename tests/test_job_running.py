@@ -258,12 +258,13 @@ def test_a_killed_worker_comes_back_with_everything(tmp_path: Path) -> None:
         fs.start(monthly(events), snapshots=tmp_path / "snapshots", every="200ms", client=client) as job,
     ):
         until(lambda: job.sql("select sum(events) from monthly").fetchall() == [(2000,)])
-        pids = client.run(os.getpid)
-        os.kill(next(iter(pids.values())), signal.SIGKILL)
+        workers = {number: each["worker"] for number, each in job.status()["partitions"].items()}
+        assert len(set(workers.values())) == 2, workers
+        os.kill(client.run(os.getpid)[workers["0"]], signal.SIGKILL)
         append(path, given[2000:])
         until(lambda: job.sql("select sum(events) from monthly").fetchall() == [(4000,)], 40)
         assert answered(job.to_table("monthly")) == expected(given)
-        assert max(each["epoch"] for each in job.status()["partitions"].values()) > 1
+        assert {number: each["epoch"] for number, each in job.status()["partitions"].items()} == {"0": 2, "1": 1}
 
 
 def test_its_own_cluster_is_gone_after_stop(tmp_path: Path) -> None:

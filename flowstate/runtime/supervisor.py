@@ -85,11 +85,11 @@ class Supervisor(SchedulerPlugin):
                         "a job of this name is running on this cluster; use fs.attach, stop it first, or choose another name=",
                         job=asked.name,
                     )
+                await self._hosts_are_known()
                 beginning = await asyncio.to_thread(begin, asked, self.clock)
                 if self.client is None:
                     self.client = await Client(self.scheduler.address, asynchronous=True, set_as_default=False)
                 job = self.jobs[asked.name] = RunningJob(beginning, self.scheduler, self.client, self.clock)
-            await self._hosts_are_known()
             for worker, location in self.locations.items():
                 job.worker_joined(worker, location)
             return {"ok": {"name": asked.name, "run": beginning.spec.run, "generation": beginning.spec.generation}}
