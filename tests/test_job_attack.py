@@ -17,6 +17,7 @@ from distributed import Client, LocalCluster
 from pyarrow import flight
 
 import flowstate as fs
+from flowstate.runtime.coordinator import Coordinator
 
 LINE = b'{"customer":"a","amount":%d,"at":"2024-01-%02dT00:00:00Z"}\n'
 SCHEMA = pa.schema({"customer": pa.string(), "amount": pa.int64(), "at": pa.timestamp("ms", "UTC")})
@@ -224,3 +225,14 @@ def test_a_cut_is_saved_also_while_partitions_save_by_themselves(client: Client,
         assert "stop" not in job.status()["problems"]
     with fs.open_snapshot(tmp_path / "snapshots") as saved:
         assert saved.sql("select sum(rows) from totals").fetchall() == [(650,)]
+
+
+def test_a_partition_is_never_given_up_because_machines_die() -> None:
+    coordinator, now = Coordinator(1, {}), 0.0
+    for number in range(12):
+        now += 10
+        coordinator.worker_joined(f"worker-{number}", "grpc://127.0.0.1:1", now)
+        coordinator.claimed(0, number + 1, now)
+        coordinator.reported(0, number + 1, {"state": "live", "position": {}, "reached": 0}, now)
+        coordinator.worker_lost(f"worker-{number}", now + 1)
+        assert coordinator.members[0].state == "vacant"

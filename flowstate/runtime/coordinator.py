@@ -127,6 +127,8 @@ class Coordinator:
         out: list[Instruction] = []
         for member in self.members.values():
             if member.worker == address and member.state != "failed":
+                # A machine that dies is not the partition's failure, however often: it waits longer, and is never given up for it.
+                member.failures = min(member.failures, self.limits.failures - 1)
                 out += self._vacate(member, "its worker was lost", now)
         return out + self.tick(now)
 
