@@ -376,3 +376,16 @@ def test_the_end_of_the_input_makes_no_window_old(client: Client, tmp_path: Path
         written = ds.dataset(tmp_path / view.name, partitioning="hive").to_table()
         assert written.num_rows == len(expected(given))
         assert sum(written["events"].to_pylist()) == len(given)
+
+
+def test_a_drained_job_says_that_it_reads_no_more(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    append(path, rows(30))
+    events = fs.scan_files(path, schema=SCHEMA, event_time="at", lateness="12h", follow=True)
+    for run in (1, 2):
+        with fs.start(monthly(events), snapshots=tmp_path / "snapshots", client=client) as job:
+            assert ("drained" in job.status()["problems"]) == (run == 2)
+            job.drain(60)
+            assert sum(job.to_table("monthly")["events"].to_pylist()) == 30
+        append(path, rows(5))
+    assert str(path) in job.status()["problems"]["drained"]

@@ -58,6 +58,12 @@ class Beginning:
     new: dict[str, SplitEntry]
     discovery: Discovery
 
+    @property
+    def drained(self) -> list[str]:
+        """Labels of splits that an earlier run ended while their source goes on: what comes after is not read."""
+        follow = [source.follows for source in self.discovery.sources]
+        return [entry.label for entry in self.splits.values() if entry.end is not None and follow[entry.source]]
+
 
 def begin(spec: JobSpec, clock: Clock) -> Beginning:
     """Claim the run."""

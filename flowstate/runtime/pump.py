@@ -348,7 +348,8 @@ class Pump:
 
     def _resolve_end(self, request: ResolveEnd) -> SplitRecord:
         table = self._machine.table
-        return self.records.set_end(request.split, Intake.resolve_end(self.spec.plan.sources, table, request.split))
+        end = Intake.resolve_end(self.spec.plan.sources, table, request.split)
+        return self.records.set_end(request.split, end, request.epoch)
 
     def _end_recorded(self, request: ResolveEnd, record: SplitRecord) -> None:
         assert record.end is not None

@@ -52,6 +52,11 @@ class RunningJob:
         self.new = dict(beginning.new)
         self._discovery = beginning.discovery
         self.state, self.problems = "running", dict[str, str]()
+        if beginning.drained:
+            self.problems["drained"] = (
+                "drain() has ended these splits for good, rows that came later are not read; to go on, start a job with another "
+                f"snapshots folder: {', '.join(beginning.drained)}"
+            )
         self.actors: dict[tuple[int, int], Any] = {}
         self._pickled = cloudpickle.dumps(spec)
         self.cut_followers: list[asyncio.Queue[CutDone | CutFailed]] = []

@@ -140,12 +140,17 @@ class SplitRecords:
 
         return self._change(split, change)
 
-    def set_end(self, split: str, end: int) -> SplitRecord:
-        """Decide where the split ends. The first decision stands: look at the `end` of what is returned."""
+    def set_end(self, split: str, end: int, reader_epoch: int | None = None) -> SplitRecord:
+        """Decide where the split ends, as the reader of an epoch: Fenced when another reads it by now. The first decision stands: look at
+        the `end` of what is returned."""
 
         def change(record: SplitRecord | None) -> SplitRecord:
             if record is None:
                 raise InternalError("an end for a split without a record", split=split)
+            if reader_epoch is not None and record.reader_epoch != reader_epoch:
+                raise Fenced(
+                    "another run reads this split", split=split, epoch=reader_epoch, newest=record.reader_epoch
+                )
             return record if record.end is not None else replace(record, end=end)
 
         return self._change(split, change)
