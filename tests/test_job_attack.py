@@ -96,6 +96,7 @@ def test_wrong_questions_and_what_a_stopped_job_says(client: Client, tmp_path: P
             ask(job)
     with pytest.raises(fs.Unavailable, match="not at its end yet"):
         job.wait(timeout=0)
+    until(lambda: "a" in job["totals"])
     job.stop()
     job.stop()
     job.wait()
