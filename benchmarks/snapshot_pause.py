@@ -34,7 +34,7 @@ def batches(keys: int, rows: int) -> pa.Table:
 def measure(keys: int, repeat: int) -> tuple[list[float], float, float]:
     """Longest pause (ms) in each snapshot, the longest without one, and the rows applied per second."""
     sys.setswitchinterval(0.0005)
-    table = batches(keys, keys + 12_000_000)
+    table = batches(keys, keys + 50_000_000)
     events = fs.from_arrow(table)
     view = events.group_by("customer").agg(total=fs.col("amount").sum(), events=fs.len()).view("totals")
     saves: list[tuple[float, float]] = []
@@ -48,16 +48,20 @@ def measure(keys: int, repeat: int) -> tuple[list[float], float, float]:
             return result
 
         one.pump.saver.save = timed  # type: ignore[method-assign]
+        one.pump._next_save = 1e12
         while one.pump._contents.tables["totals"].rows < keys:
             assert not one.ended.wait(0.01), one.pump.reason
         filled = time.monotonic()
+        time.sleep(0.2)
         for number in range(repeat):
             one.pump._next_save = 0.0
-            while len(saves) <= number and not one.ended.is_set():
-                one.pump._next_save = -1e12
-                time.sleep(0.01)
+            one.pump._next_save = -1e12
+            while len(saves) <= number:
+                assert not one.ended.is_set(), "the rows came to their end before the snapshots: give more"
+                time.sleep(0.005)
+                one.pump._next_save = 1e12 if one.pump._saving else -1e12
             one.pump._next_save = 1e12
-            time.sleep(0.1)
+            time.sleep(0.2)
         done = time.monotonic()
         blocks = [each for each in one.blocks if filled < each[1] < done]
         assert blocks, one.pump.reason
