@@ -28,7 +28,7 @@ def test_the_job_runs_and_is_asked_from_another_process(tmp_path: Path) -> None:
     assert sorted(path.parent.name for path in tmp_path.glob("invoices/*/*.parquet"))[0].startswith("month=2026-01-01")
 
     serving = PROGRAM.replace(
-        "        print(*job", "        print(job.address, flush=True), input()\n        print(*job"
+        "    print(*job", "    print(job.address, flush=True), input()\n    print(*job"
     )
     (tmp_path / "serving.py").write_text(serving)
     job = subprocess.Popen(
