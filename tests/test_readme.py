@@ -27,9 +27,7 @@ def test_the_job_runs_and_is_asked_from_another_process(tmp_path: Path) -> None:
         assert saved.sql("select count(*) from monthly_subtotals").fetchall() == [(3,)]
     assert sorted(path.parent.name for path in tmp_path.glob("invoices/*/*.parquet"))[0].startswith("month=2026-01-01")
 
-    serving = PROGRAM.replace(
-        "    print(*job", "    print(job.address, flush=True), input()\n    print(*job"
-    )
+    serving = PROGRAM.replace("    print(*job", "    print(job.address, flush=True), input()\n    print(*job")
     (tmp_path / "serving.py").write_text(serving)
     job = subprocess.Popen(
         [sys.executable, "serving.py"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
