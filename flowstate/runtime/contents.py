@@ -183,10 +183,12 @@ class Contents:
             self._taken[sink] = after
         return due
 
-    def untake(self, sink: int, due: Due) -> None:
-        """What was due could not be made into rows: the sink stays where it was, and `_expire` has kept everything since."""
+    def untake(self, sink: int, due: Due, *, outbox_too: bool) -> None:
+        """What was due could not be made into rows: the sink stays where it was, and `_expire` has kept everything since. The outbox goes
+        back too, unless a manifest names its rows by now."""
         self.handed[sink] = due.after
-        self.outbox[sink] = [*due.outbox, *self.outbox.get(sink, ())]
+        if outbox_too:
+            self.give_back(sink, list(due.outbox))
 
     def give_back(self, sink: int, rows: list[pa.RecordBatch]) -> None:
         """Rows that were taken and could not be saved."""

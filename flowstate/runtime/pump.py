@@ -453,7 +453,7 @@ class Pump:
         work.frozen.release()
         for sink, each in rows.items():
             if each is None:
-                self._contents.untake(sink, work.due[sink])
+                self._contents.untake(sink, work.due[sink], outbox_too=True)
             elif each:
                 self._contents.give_back(sink, each)
         self.problems["snapshot"] = reason
@@ -471,7 +471,7 @@ class Pump:
             self.problems.pop(f"sink {sink}", None)
         for sink, reason in saved.stalled.items():
             self.problems[f"sink {sink}"] = reason
-            self._contents.untake(sink, work.due[sink])
+            self._contents.untake(sink, work.due[sink], outbox_too=False)
             self._end_again = self.clock.monotonic() + self.spec.every
         if manifest is None:
             raise Fenced("a newer run owns this partition", partition=self.number, epoch=self.epoch)

@@ -90,8 +90,8 @@ class Saver:
             try:
                 rows = due.rows(work.frozen)
             except FlowstateError as error:
-                stalled[sink], handed[sink] = str(error), due.after
-                continue
+                # The windows of the outbox have left the state that is saved here, so their rows must not wait.
+                stalled[sink], handed[sink], rows = str(error), due.after, list(due.outbox)
             if rows:
                 table = pa.Table.from_batches(rows)
                 staged += self.sinks[sink].prepare(
