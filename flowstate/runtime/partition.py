@@ -179,7 +179,6 @@ class Partition:
         }
         if rows.batch.num_rows or rows.dead.num_rows:
             reading.read_at = now
-            reading.read_rows += rows.batch.num_rows
         return reading.send(batches, header)
 
     def floor_recorded(self, split: str, epoch: int, floor: Floor, now: float) -> list[Instruction]:

@@ -45,7 +45,6 @@ class Reading:
     recording: bool = False
     resolving_end: bool = False
     read_at: float = 0.0  # when the last row came
-    read_rows: int = 0
 
     @property
     def ended(self) -> bool:

@@ -45,12 +45,10 @@ class ServedPartition:
         self._lock = threading.Lock()
         self._shared: _Kept | None = None
         self._cuts: dict[int, _Kept] = {}
-        self.queries = 0
 
     def scan(
         self, view: str, columns: list[str] | None = None, cut: int | None = None
     ) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Answer]:
-        self.queries += 1
         self._known(view)
         kept = self._fresh() if cut is None else self._cut(cut)
         table = kept.frozen.views[view]
@@ -60,7 +58,6 @@ class ServedPartition:
         return schema, table.batches(columns), self._answer(view, kept)
 
     def lookup(self, view: str, keys: pa.RecordBatch) -> tuple[pa.RecordBatch, Answer]:
-        self.queries += 1
         self._known(view)
         contents = self.pump._contents
         table = contents.tables[view]
