@@ -13,14 +13,15 @@ PYTHONS := python3.11 python3.12 python3.13 python3.14 python3 python
 
 MONTHS ?=
 SEED ?= 1
+SEEDS ?= 10000
 DATA ?=
 ARGS ?=
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench scenarios chaos clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
-		printf '  make %-8s %s\n' "$$target" "$$text"; \
+		printf '  make %-9s %s\n' "$$target" "$$text"; \
 	done
 
 setup: $(STAMP) ## Make .venv and install flowstate with all its tools into it
@@ -56,6 +57,12 @@ lint: $(STAMP) ## Check style, format, types and import layers
 
 bench: $(STAMP) ## Measure; ARGS= goes to the benchmarks
 	@exec $(PYTHON) -m benchmarks $(ARGS)
+
+scenarios: $(STAMP) ## Kill, stop and cut off real processes of the billing job; one table, docs/scenarios.md; ARGS= names some
+	@exec $(PYTHON) -m benchmarks.scenarios $(if $(ARGS),$(ARGS),--write docs/scenarios.md)
+
+chaos: $(STAMP) ## Simulate failures, one schedule for each of SEEDS= seeds
+	@exec $(PYTHON) -m flowstate.testing.adversity --seeds $(SEEDS) $(ARGS)
 
 clean: ## Remove .venv and everything that was generated
 	rm -rf $(VENV) build dist demo-data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks *.egg-info

@@ -9,12 +9,19 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 ALL = {
     "keyed_state": "keyed sum and count from memory, against DuckDB one-shot; bytes per key",
     "lookup": "one key through Flight and SQL while the job ingests",
     "snapshot_pause": "longest pause of applying while a snapshot is taken",
 }
-EXTRA = {"soak": "ten minutes under load: memory and queues", "flight_lookup": "lookups on a synthetic partition"}
+EXTRA = {
+    "soak": "ten minutes under load: memory and queues",
+    "flight_lookup": "lookups on a synthetic partition",
+    "scenarios": "the billing job on real processes that are killed, stopped and cut off: what readers saw",
+    "recovery": "a worker dies at 50,000 rows a second: how long keys are away, and what the others notice",
+    "torment_soak": "half an hour with a fault every 20 seconds: totals, memory, files",
+}
 
 
 def main() -> None:
@@ -29,9 +36,8 @@ def main() -> None:
     failed = 0
     for name in chosen:
         print(f"\n== {name}: {(ALL | EXTRA)[name]}", flush=True)
-        failed += (
-            subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py"))], check=False).returncode != 0
-        )
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, check=False)
+        failed += done.returncode != 0
     sys.exit(failed)
 
 

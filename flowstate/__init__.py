@@ -16,7 +16,7 @@ know each other, and `runtime` alone wires them. `api` is what a user holds: thi
 
 from flowstate.api.job import Job, Snapshot, attach, connect, open_snapshot
 from flowstate.api.start import start
-from flowstate.api.stream import from_arrow, scan_files, scan_kafka
+from flowstate.api.stream import dead_letters, from_arrow, scan_files, scan_kafka
 from flowstate.errors import CorruptData, Fenced, FlowstateError, InternalError, InvalidFlow, Moved, Unavailable
 from flowstate.plan.expr import col, len, lit, when
 from flowstate.plan.window import window
@@ -36,6 +36,7 @@ __all__ = [
     "attach",
     "col",
     "connect",
+    "dead_letters",
     "from_arrow",
     "len",
     "lit",

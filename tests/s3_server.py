@@ -6,11 +6,12 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,27 @@ KEY, SECRET = "flowstate-test", "flowstate-test-password"
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
 
 
-@dataclass(frozen=True)
+@dataclass
 class S3Server:
     """`folder` holds one folder per bucket; `storage_options` are for `Store.open`."""
 
     endpoint: str
     folder: Path
     storage_options: dict[str, Any]
+    run: Callable[[], subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is told to anybody."""
+        self.process.kill()
+        self.process.wait(20)
+
+    def restart(self) -> None:
+        """Again, at the same address, over the same folder; returns when it answers."""
+        self.process = self.run()
 
     def bucket(self, name: str) -> str:
         """Make a bucket; its URL."""
@@ -76,20 +91,26 @@ def s3_server() -> Iterator[S3Server]:
             port = free.getsockname()[1]
         environment = {**os.environ, "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
         command = [str(program), "--port", f"127.0.0.1:{port}", "posix", str(folder)]
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+        def run() -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            _await(process, port, Path(name) / "log")
+            return process
+
+        endpoint = f"http://127.0.0.1:{port}"
+        options = {
+            "key": KEY,
+            "secret": SECRET,
+            "endpoint_url": endpoint,
+            "client_kwargs": {"region_name": "us-east-1"},
+        }
+        server = S3Server(endpoint, folder, options, run, run())
         try:
-            _await(server, port, Path(name) / "log")
-            endpoint = f"http://127.0.0.1:{port}"
-            options = {
-                "key": KEY,
-                "secret": SECRET,
-                "endpoint_url": endpoint,
-                "client_kwargs": {"region_name": "us-east-1"},
-            }
-            yield S3Server(endpoint, folder, options)
+            yield server
         finally:
-            server.terminate()
-            server.wait(20)
+            server.signal(signal.SIGCONT)
+            server.process.terminate()
+            server.process.wait(20)
 
 
 def _await(server: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_plain_client_reads_everything_from_other_processes() -> None:
                 assert info.schema == table.schema
                 assert ordered(read_all(info)) == ordered(table)
                 assert client.get_schema(flight.FlightDescriptor.for_path("billing", name)).schema == table.schema
-            assert {each.type for each in client.list_actions()} == {"directory", "lookup", "status"}
+            assert {each.type for each in client.list_actions()} == {"directory", "lookup", "status", "ping"}
             [raw] = client.do_action("directory")
             assert Directory.from_json(raw.body.to_pybytes()) == directory
             [raw] = client.do_action("status")

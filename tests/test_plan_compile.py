@@ -50,8 +50,8 @@ def test_the_billing_flow_builds_as_it_is_written() -> None:
     assert (source.name, source.kind, source.event_time) == ("billable-events", "kafka", "at")
     assert (source.lateness, source.max_ahead) == (12 * HOUR, 24 * HOUR)
     assert source.options == {
-        "topic": "billable-events", "bootstrap": "localhost:9092", "format": "json", "start": "earliest", "config": {},
-        "name": "billable-events",
+        "topic": "billable-events", "bootstrap": "localhost:9092", "format": "json", "start": "earliest", "lost": "refuse",
+        "config": {}, "name": "billable-events",
     }  # fmt: skip
     assert list(job.tables) == ["monthly_subtotals", "monthly_subtotals_late", "dead_letters"]
     table = job.tables["monthly_subtotals"]
@@ -147,7 +147,9 @@ def test_what_may_change_under_a_job_is_not_in_its_fingerprint() -> None:
     assert one.fingerprint == other.fingerprint
     assert "secret" not in json.dumps(other.describe()) and "elsewhere" not in json.dumps(other.describe())
     view = billing()
-    assert plan(view, view.final().sink_parquet("anywhere/")).fingerprint == one.fingerprint
+    places = [plan(view, view.final().sink_parquet(place, **options)).fingerprint
+              for place, options in (("anywhere/", {}), ("s3://b/", {"storage_options": {"key": "secret"}}))]  # fmt: skip
+    assert places[0] == places[1] != one.fingerprint
     assert one.differences(other.describe()) == []
 
 
@@ -263,10 +265,10 @@ def test_what_is_refused_when_it_is_written(build: Callable[[], Any], message: s
     ("outputs", "message"),
     [
         (lambda: [], "a job needs an output"),
-        (lambda: [orders()], "an output of a job is a view"),
+        (lambda: [orders()], "rows are no output by themselves"),
         (lambda: [orders().group_by("kind").agg(n=length())], "end it with .view('name')"),
-        (lambda: [billing().final()], "end it with .sink_parquet"),
-        (lambda: [billing().changes()], "changes() has no sink in this version"),
+        (lambda: [billing().final()], "final() is no output by itself"),
+        (lambda: [billing().changes()], "changes() is no output by itself"),
         (lambda: [billing(), billing(grace="1d")], "two tables of the job have the same name"),
         (lambda: [billing(), billing(name="other")], "two sources have the same name"),
         (lambda: [billing(name="dead_letters")], "two tables of the job have the same name"),

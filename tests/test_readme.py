@@ -10,7 +10,7 @@ from pathlib import Path
 import flowstate as fs
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-PROGRAM, ASKING = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PROGRAM, ASKING, DOWN, SINKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 (PRINTED,) = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -26,6 +26,10 @@ def test_the_job_runs_and_is_asked_from_another_process(tmp_path: Path) -> None:
     with fs.open_snapshot(tmp_path / "snapshots") as saved:
         assert saved.sql("select count(*) from monthly_subtotals").fetchall() == [(3,)]
     assert sorted(path.parent.name for path in tmp_path.glob("invoices/*/*.parquet"))[0].startswith("month=2026-01-01")
+
+    assert run("import flowstate as fs\n" + DOWN, tmp_path).split() == ["2", "months", "False"]
+    flow = PROGRAM[: PROGRAM.index("Path(")]
+    run(flow + SINKS, tmp_path)  # building a flow touches nothing
 
     serving = PROGRAM.replace("    print(*job", "    print(job.address, flush=True), input()\n    print(*job")
     (tmp_path / "serving.py").write_text(serving)

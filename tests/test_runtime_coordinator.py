@@ -305,12 +305,23 @@ def test_the_first_floor_survives_its_reader() -> None:
     again = [each for each in only(RaiseReader, out + machine.tick(3.0)) if each.split == "c"]
     assert [each.floor for each in again] == [Floor(0, 600)]
     assert again[0].partition != asked.partition
-    assert machine.raise_failed("c", asked.floor) == []
+    assert machine.raise_failed("c", 3.5) == []
     (third,) = [each for each in only(RaiseReader, machine.tick(4.0)) if each.split == "c"]
     assert third.floor == Floor(0, 600)
     machine.reader_raised("c", third.partition, 3, 5.0)
     assert machine.table.readers["c"] == ReaderOf(3, third.partition)
     assert [each.floor for each in only(RaiseReader, machine.move("c", 6.0))] == [None]
+
+
+def test_a_request_whose_answer_was_lost_may_have_overtaken_the_reader() -> None:
+    """Found with seed 442: the reader's record had a greater epoch than the table, and nobody knew."""
+    machine, asked = joining()
+    other = 1 - asked.partition
+    machine.worker_lost(str(machine.members[asked.partition].worker), 2.0)
+    machine.reader_raised("c", other, 1, 3.0)
+    assert machine.table.readers["c"] == ReaderOf(1, other)
+    again = machine.raise_failed("c", 4.0)  # of the first request: it may have landed above the second
+    assert "c" not in machine.table.readers and [each.split for each in only(RaiseReader, again)] == ["c"]
 
 
 def test_answers_about_readers_in_the_other_order() -> None:
@@ -363,3 +374,65 @@ def test_drain_and_stop_are_told_once() -> None:
 def test_a_table_as_plain_data() -> None:
     job = Job()
     assert Table.load(job.table.dump()) == job.table
+
+
+def test_output_beyond_the_quota_pauses_reading_until_a_good_part_is_gone() -> None:
+    """Whatever else changes meanwhile. An open cut goes on, since what is under way is applied."""
+    job = Job()
+    job.machine.spill = 1000
+    job.machine.open_cut(job.now, saves=False)
+    assert not only(Tell, job.report(0, spilled=600)) and not job.table.paused
+    assert not only(Tell, job.report(1, spilled=400))
+    out = job.report(1, spilled=401)
+    assert only(Tell, out) and not only(CutFailed, out) and job.table.paused
+    assert job.machine.spilled == 1001 and job.machine.cut_opened is not None
+    job.obey(job.machine.worker_lost(str(job.machine.members[0].worker), job.now))
+    assert not only(Tell, job.report(0, spilled=500)) and job.table.paused
+    assert not only(Tell, job.report(1, spilled=300)) and job.table.paused
+    assert only(Tell, job.report(1, spilled=299)) and not job.table.paused
+
+
+def test_output_of_a_partition_that_was_given_up_pauses_nobody() -> None:
+    job = Job(failures=0)
+    job.machine.spill = 1000
+    job.report(0, spilled=5000)
+    assert job.table.paused
+    job.report(0, "failed", reason="no disk")
+    job.report(1, spilled=0)
+    assert not job.table.paused and job.machine.given_up == {0: "no disk"}
+
+
+def test_a_final_failure_leaves_its_splits_to_others() -> None:
+    job = Job()
+    assert job.table.readers["b"].partition == 1
+    out = job.report(1, "failed", final=True, reason="the flow must change")
+    assert only(Tell, out) and [each.split for each in only(RaiseReader, out)] == ["b"]
+    assert {each.partition for each in job.table.readers.values()} == {0} and 1 not in job.table.locations
+
+
+def test_splits_of_a_reader_that_died_are_read_on_although_others_are_not_up_yet() -> None:
+    """Only at the very first are all partitions waited for."""
+    machine = Coordinator(3, SPLITS)
+    for number in range(3):
+        machine.worker_joined(f"w{number}", "", 0.0)
+    for number in range(3):
+        machine.claimed(number, 1, 0.0)
+    for number in (0, 1):
+        assert not only(RaiseReader, machine.reported(number, 1, report(), 0.0))
+    asked = only(RaiseReader, machine.reported(2, 1, report(), 0.0))
+    for each in asked:
+        machine.reader_raised(each.split, each.partition, 1, 0.0)
+    machine.members[2].state, machine.members[2].failures = "starting", 0  # up, and then slow again
+    readers = {each.split: each.partition for each in asked}
+    out = machine.worker_lost("w0", 1.0)
+    again = only(RaiseReader, out)
+    assert {each.split for each in again} == {split for split, number in readers.items() if number == 0}
+    assert {each.partition for each in again} == {1}
+
+
+def test_a_store_that_takes_no_claim_is_not_asked_ten_times_a_second() -> None:
+    machine = Coordinator(1, SPLITS, limits=Limits(backoff=0.5))
+    assert machine.worker_joined("w0", "", 0.0) == [Claim(0)]
+    machine.claim_failed(0, "the store is away", 1.0)
+    assert machine.tick(1.4) == [] and machine.members[0].reason == "the store is away"
+    assert machine.tick(1.6) == [Claim(0)]

@@ -1,13 +1,7 @@
-"""Partitions under every interleaving that chance finds: a simulated job on the real machines, held to a naive reference.
-
-`FLOWSTATE_SEEDS=20000 pytest tests/test_runtime_partition.py` runs that many histories; `FLOWSTATE_FIRST_SEED` says where to begin.
-"""
+"""A partition step by step: what chance seldom reaches (tests/test_adversity.py has the rest)."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,184 +10,16 @@ import pytest
 from flowstate.exchange.message import Attach, Batch, Marker, Start, StreamId
 from flowstate.exchange.route import Router
 from flowstate.plan.position import NEVER, Floor, Place
-from flowstate.runtime import contents as contents_module
+from flowstate.plan.spec import DEAD_LETTERS
 from flowstate.runtime.contents import Contents
-from flowstate.runtime.coordinator import Coordinator
 from flowstate.runtime.instructions import Acknowledge, Close, LoadRecord, Put, ResolveEnd, SendAttach
 from flowstate.runtime.partition import Partition
-from flowstate.runtime.prepare import Prepared, Preparer
-from flowstate.runtime.reading import Reading
+from flowstate.runtime.prepare import Preparer
 from flowstate.runtime.table import ReaderOf, SplitEntry, Table
-from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.snapshot.record import SplitRecord
-from flowstate.state.watermark import Watermarks
-from flowstate.testing.driver import Fault, explore, simulate
-from flowstate.testing.incarnation import Incarnation
-from flowstate.testing.log import LATENESS, simple_plan
-from flowstate.testing.world import World
-
-SEEDS = int(os.environ.get("FLOWSTATE_SEEDS", "300"))
-FIRST = int(os.environ.get("FLOWSTATE_FIRST_SEED", "0"))
-PIECES = 10
-
-
-@pytest.mark.timeout(max(180, SEEDS))
-@pytest.mark.parametrize("piece", range(PIECES))
-def test_any_history(piece: int) -> None:
-    counts = explore(range(FIRST + piece, FIRST + SEEDS, PIECES))
-    print(" ".join(f"{name}={count}" for name, count in sorted(counts.items())))
-    if counts["seeds"] >= 20:
-        assert min(counts[each] for each in ("crashes", "filled", "floors", "saves")) > 0
-
-
-def test_a_seed_replays() -> None:
-    assert simulate(12) == simulate(12)
-
-
-# Each of these is a mistake that the rules forbid. If none of the histories showed it, the checks would be worth nothing.
-
-
-def no_header_only(patch: pytest.MonkeyPatch) -> None:
-    def send(self: Reading, rows: dict[int, Batch], header: Batch) -> list[Any]:
-        out = [self._put(owner, rows.get(owner, header)) for owner in self.streams if owner in rows or not rows]
-        self.at, self.newest, self.floor = header.to, header.newest, header.floor
-        return out
-
-    patch.setattr(Reading, "send", send)
-
-
-def no_skip(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(contents_module, "_from", lambda rows, place: rows)
-
-
-def floor_not_durable(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Incarnation, "append_floor", lambda self, split, epoch, floor: None)
-
-
-def forget_floor(patch: pytest.MonkeyPatch) -> None:
-    load = Watermarks.load
-
-    def forgetful(data: Any, reached: int = NEVER) -> Watermarks:
-        marks = load(data, reached)
-        marks.floor = dict.fromkeys(marks.floor, NEVER)
-        return marks
-
-    patch.setattr(Watermarks, "load", forgetful)
-
-
-def position_after_view(patch: pytest.MonkeyPatch) -> None:
-    commit = Incarnation.commit
-    patch.setattr(
-        Incarnation, "commit",
-        lambda self, work, state, staged: commit(self, work, replace(state, marks=self.contents.marks.dump()), staged),
-    )  # fmt: skip
-
-
-def late_by_partition(patch: pytest.MonkeyPatch) -> None:
-    read = Partition.read
-
-    class Wrong(Preparer):
-        def __init__(self, right: Preparer, contents: Contents) -> None:
-            super().__init__(right.plan, right.router)
-            self.contents = contents
-
-        def prepare(self, source: int, rows: Any, newest: int, floor: int) -> Prepared:
-            found = super().prepare(source, rows, NEVER, self.contents.marks.watermark())
-            return Prepared(max(newest, found.newest), found.owners)
-
-    def wrong(self: Partition, rows: Any, now: float) -> Any:
-        right, self.preparer = self.preparer, Wrong(self.preparer, self.contents)
-        try:
-            return read(self, rows, now)
-        finally:
-            self.preparer = right
-
-    patch.setattr(Partition, "read", wrong)
-
-
-def publish_before_manifest(patch: pytest.MonkeyPatch) -> None:
-    stage = World.stage
-
-    def early(self: World, name: str, rows: Any) -> None:
-        stage(self, name, rows)
-        self.publish(name)
-
-    patch.setattr(World, "stage", early)
-
-
-def no_manifest_fence(patch: pytest.MonkeyPatch) -> None:
-    commit = PartitionChain.commit
-    patch.setattr(
-        PartitionChain, "commit", lambda self, previous, manifest: commit(self, self.chain.newest(), manifest)
-    )
-
-
-def reader_forgets_newest(patch: pytest.MonkeyPatch) -> None:
-    loaded = Partition.record_loaded
-
-    def forgetful(self: Partition, split: str, epoch: int, record: SplitRecord, now: float) -> Any:
-        out = loaded(self, split, epoch, record, now)
-        if split in self.readings:
-            self.readings[split].newest = NEVER
-        return out
-
-    patch.setattr(Partition, "record_loaded", forgetful)
-
-
-def gap_beyond_the_join(patch: pytest.MonkeyPatch) -> None:
-    fills = Partition.fills
-    patch.setattr(Partition, "fills", lambda self: {split: (at, stop + 3) for split, (at, stop) in fills(self).items()})
-
-
-def join_without_a_floor(patch: pytest.MonkeyPatch) -> None:
-    appoint = Coordinator._appoint
-
-    def careless(self: Coordinator, split: str) -> Any:
-        self.first_floors.clear()
-        return appoint(self, split)
-
-    patch.setattr(Coordinator, "_appoint", careless)
-
-
-def hand_over_twice(patch: pytest.MonkeyPatch) -> None:
-    take_due = Contents.take_due
-
-    def forgetful(self: Contents, frozen: Any) -> Any:
-        before = dict(self.handed)
-        due = take_due(self, frozen)
-        self.handed = before
-        return due
-
-    patch.setattr(Contents, "take_due", forgetful)
-
-
-MISTAKES: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
-    (no_header_only, 20),
-    (no_skip, 60),
-    (floor_not_durable, 60),
-    (forget_floor, 60),
-    (position_after_view, 20),
-    (late_by_partition, 20),
-    (publish_before_manifest, 60),
-    (no_manifest_fence, 60),
-    (reader_forgets_newest, 60),
-    (gap_beyond_the_join, 100),
-    (join_without_a_floor, 100),
-    (hand_over_twice, 20),
-]
-
-
-@pytest.mark.parametrize(("mistake", "seeds"), MISTAKES, ids=[mistake.__name__ for mistake, _ in MISTAKES])
-def test_a_mistake_is_found(
-    mistake: Callable[[pytest.MonkeyPatch], None], seeds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mistake(monkeypatch)
-    with pytest.raises(Fault) as found:
-        explore(range(seeds))
-    print(found.value)
-
-
-# What chance seldom reaches, by hand.
+from flowstate.source.base import Rows
+from flowstate.source.records import Refused, dead_letters, no_rows
+from flowstate.testing.adversity.log import LATENESS, simple_plan
 
 PLAN = simple_plan(None)
 ENTRY = SplitEntry(0, "", 0, None, None, LATENESS)
@@ -332,36 +158,70 @@ def test_a_held_split_waits_and_a_closed_cut_lets_it_go() -> None:
     assert machine.held == set()  # a marker of a closed cut
 
 
-def test_rows_that_were_given_back_are_handed_over_once() -> None:
-    """A save fails while windows expire: what it had taken comes with the next one, what expired since too, nothing twice."""
-    contents = Contents(simple_plan(2), 1)
-    contents.marks.include("a", lateness=LATENESS, place=Place(0))
-    preparer, offset, given = (
-        Preparer(contents.plan, Router(partitions=1, groups=128, seed=1)),
-        0,
-        Counter[tuple[Any, ...]](),
-    )
-    from flowstate.testing.incarnation import rows_of
-    from flowstate.testing.log import SECOND, Log, Record
+def test_nothing_is_read_while_paused_and_silence_begins_anew() -> None:
+    machine = reader(at=10)
+    machine.accept(attach(0, Place(10)))
+    machine.accept(attach(1, Place(10)))
+    assert machine.reads() == {"a": (10, None)}
+    assert machine.idle(31.0) == ["a"]
+    machine.hear(table(2, paused=True))
+    machine.tick(1000.0)
+    assert machine.reads() == {}
+    assert machine.idle(1000.0) == []
+    machine.hear(table(3))
+    assert machine.reads() == {"a": (10, None)}
+    assert machine.idle(1029.0) == []
+    assert machine.idle(1031.0) == ["a"]
 
-    log = Log("a", 0, [Record(number, "anna", number * SECOND, 1) for number in range(60)], 60, True)
-    for fails in (False, True, True, False, True, False, False):
-        for to in (offset + 4, offset + 8):
-            rows = log.rows(offset, to)
-            found = preparer.prepare(0, rows, contents.marks.newest["a"], NEVER)
-            contents.apply("a", Batch(Place(offset), Place(to), found.newest, NEVER, found.owners[0]))
-            offset = to
-            if to % 8:
-                frozen = contents.freeze()
-                due = contents.take_due(frozen)
-        batches = [batch for each in due.values() for batch in each.rows(frozen)]
-        if fails:
-            contents.give_back(0, batches)
-        else:
-            given.update(row for batch in batches for row in rows_of(batch))
-        frozen.release()
-    reached = contents.marks.reached
-    contents.take_due(contents.freeze())
-    expected = {("anna", end * SECOND, 6, 6) for end in range(6, 60, 6) if (end + 2) * SECOND <= reached}
-    assert set(given) <= expected and max(given.values()) == 1
-    assert len(given) >= 7
+
+SKIPPING = replace(
+    PLAN, sources=tuple(replace(each, options={**each.options, "lost": "skip"}) for each in PLAN.sources)
+)
+HOME = Router(partitions=2, groups=128, seed=1).owner_of_split("a")
+
+
+def skipping(number: int, place: Place) -> Partition:
+    contents = Contents(SKIPPING, 1)
+    contents.marks.include("a", lateness=LATENESS, place=place, newest=50_000_000)
+    router = Router(partitions=2, groups=128, seed=1)
+    return Partition(number, 1, 2, contents, Preparer(SKIPPING, router))
+
+
+def lost(since: int, to: int) -> Rows:
+    letter = Refused(to - 1, f"{to - since} offsets were deleted", None, None)
+    return Rows("a", since, to, no_rows(SKIPPING.sources[0]), dead_letters("events", "a", [letter]))
+
+
+def letters(machine: Partition) -> int:
+    return machine.contents.tables[DEAD_LETTERS].count  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_who_fills_a_gap_that_the_log_lost_says_so(number: int) -> None:
+    """The home of the split's letters may have read the rows in time, and then nobody else would say that they are missing here."""
+    machine = skipping(number, Place(50))
+    machine.hear(table(1))
+    (asked,) = machine.attach(0.0)
+    assert isinstance(asked, SendAttach)
+    machine.receive(asked.attach.stream, Start(Place(150), 50_000_000, ()))
+    machine.consume("a")
+    assert machine.fills() == {"a": (50, 150)}
+    machine.fill(lost(50, 100))
+    assert machine.contents.marks.position["a"] == (100, 0)
+    assert letters(machine) == 1
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_letter_goes_to_who_misses_the_rows_where_its_home_had_them(behind: bool) -> None:
+    machine = skipping(0, Place(50))
+    machine.hear(table(1))
+    machine.record_loaded("a", 1, SplitRecord(1), 0.0)
+    other = 1 - HOME
+    machine.accept(attach(HOME, Place(50 if behind else 120)))
+    machine.accept(attach(other, Place(50)))
+    told = {
+        each.stream.owner
+        for each in machine.read(lost(50, 100), 1.0)
+        if isinstance(each, Put) and isinstance(each.message, Batch) and each.message.rows
+    }
+    assert told == {HOME if behind else other}

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import random
 import shutil
-import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,134 +14,109 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3_server import S3Server, s3_server
+from sink_folder import Folder, everything, watch_target
 
 from flowstate.errors import InvalidFlow, Unavailable
 from flowstate.plan.spec import SinkSpec
 from flowstate.sink import hive
-from flowstate.sink.files import ParquetSink
-from flowstate.snapshot.manifest import Manifest
-from flowstate.snapshot.partition_chain import PartitionChain
+from flowstate.sink.base import Stage
+from flowstate.sink.files import FileSink
 from flowstate.store import Store
-from flowstate.testing.conformance_sink import CHECKS, PREFIX, SCHEMA, SinkUnderTest, rows
-from flowstate.testing.interrupted_store import InterruptedStore
+from flowstate.testing.conformance_sink import CHANGES_CHECKS, CHECKS, PREFIX, SCHEMA, SinkUnderTest, rows
+from flowstate.testing.heap_store import HeapStore
+from flowstate.testing.sink_incarnation import SinkIncarnation, Steps
 from flowstate.testing.stepped_store import interleave
 
 UTC = datetime.UTC
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
+ROLLING: dict[str, Any] = {"roll_bytes": 1500, "roll_after": 2_000_000}
 
 
-def sink(url: str | os.PathLike[str], **options: Any) -> ParquetSink:
-    return ParquetSink(SinkSpec("parquet", "totals", os.fspath(url), options=options))
+def sink(url: str | os.PathLike[str], kind: Any = "parquet", mode: Any = "final", **options: Any) -> FileSink:
+    return FileSink(SinkSpec(kind, "totals", os.fspath(url), mode=mode, options=options))
 
 
-def everything(store: Store, folder: str = "") -> list[dict[str, Any]]:
-    """All rows of all visible files, with the values of their folders."""
-    found: list[dict[str, Any]] = []
-    for name in store.list(folder):
-        path = f"{folder}/{name}" if folder else name
-        if not store.exists(path):
-            found += everything(store, path)
-            continue
-        folders = dict(part.split("=", 1) for part in folder.split("/") if part)
-        found += [{**row, **folders} for row in pq.read_table(pa.BufferReader(store.read(path))).to_pylist()]
-    return found
-
-
-@pytest.mark.parametrize("by", [None, "kind"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("parquet", {"partition_by": "kind"}),
+        ("parquet", {"partition_by": "kind"} | ROLLING),
+        ("csv", {"compression": "gzip"}),
+        ("csv", ROLLING),
+        ("json", {"partition_by": "kind", "compression": "zstd"}),
+        ("json", {"partition_by": "kind"} | ROLLING),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_local(check: Callable[[SinkUnderTest], None], by: str | None, tmp_path: Path) -> None:
+def test_conformance(check: Callable[[SinkUnderTest], None], kind: str, options: dict[str, Any]) -> None:
+    target = Store.open(f"memory://{uuid.uuid4().hex}")
+    check(
+        SinkUnderTest(
+            lambda: sink(target.url, kind, **options),
+            HeapStore(),
+            Folder(target).rows,
+            watch_target,
+            rolls="roll_bytes" in options,
+            deaths=1000 if kind == "parquet" else 25,
+            histories=6,
+        )
+    )
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_conformance_on_disk(check: Callable[[SinkUnderTest], None], tmp_path: Path) -> None:
     target = Store.open(tmp_path / "out")
+    options = {"partition_by": "kind"} | ROLLING
     check(
         SinkUnderTest(
-            lambda: sink(target.url, partition_by=by), Store.open(tmp_path / "snapshots"), lambda: everything(target)
+            lambda: sink(target.url, **options),
+            Store.open(tmp_path / "snapshots"),
+            Folder(target).rows,
+            watch_target,
+            rolls=True,
+            deaths=40,
+            histories=4,
         )
     )
 
 
-@pytest.mark.s3
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_s3(check: Callable[[SinkUnderTest], None], server: S3Server) -> None:
-    bucket, options = server.bucket(check.__name__.replace("_", "-")), server.storage_options
-    target = Store.open(f"{bucket}/out", **options)
+@pytest.mark.parametrize("options", [{}, ROLLING], ids=["each save", "rolling"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json"])
+@pytest.mark.parametrize("check", CHANGES_CHECKS, ids=lambda check: check.__name__)
+def test_changes(check: Callable[[SinkUnderTest], None], kind: str, options: dict[str, Any]) -> None:
+    target = Store.open(f"memory://{uuid.uuid4().hex}")
     check(
         SinkUnderTest(
-            lambda: sink(target.url, partition_by=["kind"], storage_options=options),
-            Store.open(f"{bucket}/snapshots", **options),
-            lambda: everything(target),
+            lambda: sink(target.url, kind, "changes", **options),
+            HeapStore(),
+            Folder(target).rows,
+            watch_target,
+            deaths=8,
         )
     )
 
 
-@given(seed=st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
-def test_incarnations_publish_exactly_once(seed: int) -> None:
-    """Three incarnations of a partition take one another's place at any store operation; each goes on where the newest manifest says,
-    publishes what is staged (also zombies do), and the rows are there once."""
-    store, target = Store.open(f"memory://{uuid.uuid4().hex}"), Store.open(f"memory://{uuid.uuid4().hex}")
+@given(seed=st.integers(0, 2**32), rolling=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_incarnations_publish_exactly_once(seed: int, rolling: bool) -> None:
+    """Three incarnations of a partition take one another's place at any operation on the stage or on the target."""
+    store, target = HeapStore(), Store.open(f"memory://{uuid.uuid4().hex}")
 
     def incarnation(own: Store) -> None:
-        output, chain = sink(target.url, partition_by="kind"), PartitionChain(own, 1, 0)
-        try:
-            manifest = chain.claim()
-            number = 0
-            while True:
-                for each in manifest.staged:
-                    output.publish(own, each)
-                done = manifest.handed.get("0", 0)
-                staged = (
-                    tuple(output.prepare(own, PREFIX, 0, manifest.epoch, number, rows(done + 1))) if done < 4 else ()
-                )
-                if not staged and not manifest.staged:
-                    return
-                handed = {"0": min(done + 1, 4)}
-                committed = chain.commit(manifest.version, Manifest(0, manifest.epoch, None, staged, handed))
-                if committed is None:
-                    return
-                manifest, number = committed, number + 1
-        except Unavailable:
-            return
+        output = sink(target.url, partition_by="kind", **(ROLLING if rolling else {}))
+        watch_target(output, lambda name: own.exists("turn") and None)
+        with contextlib.suppress(Unavailable):
+            SinkIncarnation(output, own, Steps(), lambda done, epoch: rows(done), 4).run()
 
     trace = interleave(store, [incarnation] * 3, random.Random(seed), faults=0.03)
-    last = PartitionChain(store, 1, 0)
-    incarnation(store)
-    assert (last.load() or Manifest(0, 0)).handed == {"0": 4}
-    wanted = sorted(row["number"] for first in range(1, 5) for row in rows(first).to_pylist())
+    assert SinkIncarnation(sink(target.url), store, Steps(), lambda done, epoch: rows(done), 4).run()
+    wanted = sorted(row["number"] for first in range(4) for row in rows(first).to_pylist())
     assert sorted(row["number"] for row in everything(target)) == wanted, trace
-
-
-@pytest.mark.parametrize("after", [False, True])
-def test_death_at_every_step_of_the_target(after: bool, tmp_path: Path) -> None:
-    """The target's own operations fail: nothing half is visible, and publishing again completes."""
-    for step in range(100):
-        store, target = Store.open(tmp_path / f"{step}-snapshots"), Store.open(tmp_path / f"{step}-out")
-        output = sink(target.url, partition_by="kind")
-        staged = output.prepare(store, PREFIX, 0, 1, 1, rows(1))
-        broken = InterruptedStore(target, step, after=after)
-        output.target = broken
-        try:
-            for each in staged:
-                output.publish(store, each)
-            finished = True
-        except Unavailable:
-            finished = False
-        seen = [row["number"] for row in everything(target)]
-        assert len(seen) == len(set(seen))
-        for each in staged:
-            sink(target.url).publish(store, each)
-        assert sorted(row["number"] for row in everything(target)) == rows(1)["number"].to_pylist()
-        if finished:
-            assert step >= 6
-            return
 
 
 def test_hive_folders_are_read_by_others(tmp_path: Path) -> None:
@@ -151,7 +125,7 @@ def test_hive_folders_are_read_by_others(tmp_path: Path) -> None:
         {"customer": ["anna", "björn", "c/d"], "month": months, "total": pa.array([1, 2, 3], pa.decimal128(12, 2))}
     )
     output, store = sink(tmp_path / "invoices", partition_by=["month", "customer"]), Store.open(tmp_path / "snapshots")
-    staged = output.prepare(store, "g0002/p0007", 7, 5, 12, table)
+    staged = output.prepare(Stage(store, "g0002/p0007", 7, 5, 12), table)
     for each in staged:
         output.publish(store, each)
     name = "p0007-g0002-e000005-000012-totals.parquet"
@@ -234,66 +208,7 @@ def test_many_folders_quickly() -> None:
     )
 
 
-KILLED = """
-import os, sys
-from dataclasses import replace
-import pyarrow as pa
-from flowstate.plan.spec import SinkSpec
-from flowstate.sink.files import ParquetSink
-from flowstate.snapshot.manifest import Manifest
-from flowstate.snapshot.partition_chain import PartitionChain
-from flowstate.snapshot.retention import retain_partition
-from flowstate.store import Store
-
-store = Store.open(sys.argv[1])
-sink = ParquetSink(SinkSpec("parquet", "totals", sys.argv[2], options={"partition_by": "kind"}))
-chain = PartitionChain(store, 1, 0)
-manifest, number = chain.claim(), 0
-print("claimed", flush=True)
-while True:
-    for each in manifest.staged:
-        sink.publish(store, each)
-    done = manifest.handed.get("0", 0)
-    if done == 100 and not manifest.staged:
-        break
-    number, staged = number + 1, ()
-    if done < 100:
-        rows = pa.table({"kind": ["a", "b"], "number": [done, done]})
-        staged = tuple(sink.prepare(store, "g0001/p0000", 0, manifest.epoch, number, rows))
-    manifest = chain.commit(manifest.version, replace(manifest, staged=staged, handed={"0": min(done + 1, 100)}))
-    assert manifest is not None
-    if number % 20 == 0:
-        retain_partition(store, 1, 0, 2)
-"""
-
-
-def test_killed_again_and_again(tmp_path: Path) -> None:
-    """A real process, killed for good at random moments: every row is published once."""
-    chance, deaths = random.Random(5), 0
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "snapshots"), str(tmp_path / "out")]
-    while True:
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"claimed\n"
-            try:
-                process.wait(chance.uniform(0.01, 0.15) if deaths < 3 else 120)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                deaths += 1
-                continue
-        assert process.returncode == 0
-        break
-    found = everything(Store.open(tmp_path / "out"))
-    assert sorted((row["number"], row["kind"]) for row in found) == [(n, kind) for n in range(100) for kind in "ab"]
-    assert deaths > 1
-    manifest = PartitionChain(Store.open(tmp_path / "snapshots"), 1, 0).load()
-    assert manifest is not None and manifest.epoch == deaths + 1
-
-
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InvalidFlow, match="cannot change later"):
-        ParquetSink(SinkSpec("parquet", "totals", str(tmp_path), mode="changes"))
     with pytest.raises(InvalidFlow, match="did you mean 'partition_by'"):
         sink(tmp_path, partition="kind")
     with pytest.raises(InvalidFlow, match="did you mean 'kind'"):
@@ -317,7 +232,7 @@ def test_folder_of_another_job(tmp_path: Path) -> None:
     """Two jobs that write into one folder would have the same names; the second is told, nothing is overwritten or passed over."""
     for number, name in enumerate(("one", "two")):
         store, output = Store.open(tmp_path / name), sink(tmp_path / "out")
-        (staged,) = output.prepare(store, PREFIX, 0, 1, 1, rows(number))
+        (staged,) = output.prepare(Stage(store, PREFIX, 0, 1, 1), rows(number))
         if name == "one":
             output.publish(store, staged)
         else:
@@ -328,9 +243,9 @@ def test_folder_of_another_job(tmp_path: Path) -> None:
 
 def test_output_folder_vanishes(tmp_path: Path) -> None:
     store, output = Store.open(tmp_path / "snapshots"), sink(tmp_path / "out", partition_by="kind")
-    for each in output.prepare(store, PREFIX, 0, 1, 1, rows(1)):
+    for each in output.prepare(Stage(store, PREFIX, 0, 1, 1), rows(1)):
         output.publish(store, each)
     shutil.rmtree(tmp_path / "out")
-    for each in output.prepare(store, PREFIX, 0, 1, 2, rows(2)):
+    for each in output.prepare(Stage(store, PREFIX, 0, 1, 2), rows(2)):
         output.publish(store, each)
     assert sorted(row["number"] for row in everything(output.target)) == rows(2)["number"].to_pylist()

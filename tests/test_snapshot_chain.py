@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import random
@@ -114,13 +115,15 @@ def test_one_winner_per_version_under_retention(seed: int, writers: int, faults:
         assert noted[version - 1] == name, trace
 
 
-def test_append_beyond_the_end_is_a_bug() -> None:
+def test_append_beyond_the_end() -> None:
     chain = Chain(memory(), "c")
-    with pytest.raises(InternalError):
+    with pytest.raises(CorruptData, match="builds on is gone"):
         chain.append(2, {})
     assert chain.append(1, {"a": 1})
-    with pytest.raises(InternalError):
+    with pytest.raises(CorruptData, match=r"000000000002\.json.* newest=1"):
         chain.append(3, {})
+    with pytest.raises(InternalError):
+        chain.append(0, {})
     assert not chain.append(1, {"a": 2})
     assert chain.latest() == (1, {"a": 1})
 
@@ -128,7 +131,7 @@ def test_append_beyond_the_end_is_a_bug() -> None:
 @pytest.mark.parametrize("after", [False, True])
 def test_lost_answers(after: bool) -> None:
     """The append is repeated with its token after a failure at any of its steps, and wins exactly once."""
-    for step in range(4):
+    for step in range(5):
         store = memory()
         assert Chain(store, "c").append(1, {"n": 1})
         broken = InterruptedStore(store, step, after=after, dead=False)
@@ -150,12 +153,120 @@ def test_zombie_below_the_newest() -> None:
     for version in range(1, 31):
         assert chain.append(version, {"n": version})
     for version in range(1, 31 - 8):
-        store.delete(chain.name(version))
-    assert not chain.append(10, {"n": "zombie"})  # its predecessor is gone
-    assert not store.exists(chain.name(10))
-    store.create(chain.name(9), encode({}))  # as if the deletion came just after it had looked
+        chain.forget(version)
     assert not chain.append(10, {"n": "zombie"})
+    assert not store.exists(chain.name(10))
+
+    class Asleep(Chain):
+        """It looked before the others went on."""
+
+        looks = iter([9])
+
+        def newest(self) -> int:
+            return next(self.looks, super().newest())
+
+    assert not Asleep(store, "c").append(10, {"n": "zombie"})
+    assert store.exists(chain.name(10)) and not store.exists(chain.copy_name(10))
     assert chain.latest() == (30, {"n": 30})
+
+
+def spoil(store: Store, path: str, how: str) -> None:
+    """Damage an object, behind the back of everybody."""
+    whole = store.read(path)
+    store.delete(path)
+    match how:
+        case "flip":
+            store.create(
+                path, bytes([*whole[: len(whole) // 2], whole[len(whole) // 2] ^ 1, *whole[len(whole) // 2 + 1 :]])
+            )
+        case "cut":
+            store.create(path, whole[: len(whole) // 2])
+        case "empty":
+            store.create(path, b"")
+
+
+HOW = ["flip", "cut", "empty", "delete"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("copied", [False, True])
+def test_one_damaged_object_of_the_newest_entry(how: str, copied: bool) -> None:
+    """Whichever it is, the entry stays the newest and is what it was; who appends next to it, or instead of it, is told the truth."""
+    store = memory()
+    chain = Chain(store, "c")
+    assert chain.append(1, {"n": 1}) and chain.append(2, {"n": 2}, token="mine")
+    name = chain.copy_name(2) if copied else chain.name(2)
+    spoil(store, name, how)
+    assert chain.latest() == (2, {"n": 2})
+    assert chain.settle(2, {"n": 2}) and not chain.settle(2, {"n": 1})
+    said = chain.damage(2)
+    assert len(said) == (0 if copied and how == "delete" else 1) and all(name in each for each in said)
+    assert not chain.append(2, {"n": "another"})
+    assert chain.append(2, {"n": 2}, token="mine")
+    assert chain.append(3, {"n": 3})
+    assert chain.latest() == (3, {"n": 3})
+
+
+def test_both_objects_of_the_newest_entry_are_damaged() -> None:
+    store = memory()
+    chain = Chain(store, "c")
+    assert chain.append(1, {"n": 1}) and chain.append(2, {"n": 2})
+    spoil(store, chain.name(2), "flip")
+    spoil(store, chain.copy_name(2), "cut")
+    with pytest.raises(CorruptData, match=r"c/000000000002\.json"):
+        chain.latest()
+    assert chain.latest(skip_damaged=True) == (1, {"n": 1})
+    assert not chain.append(2, {"n": "another"})
+
+
+@given(seed=st.integers(0, 2**32), writers=st.integers(2, 4), faults=st.sampled_from([0.0, 0.1]))
+@settings(max_examples=60, deadline=None)
+def test_one_winner_per_version_while_an_object_is_lost(seed: int, writers: int, faults: float) -> None:
+    """As above, and somebody deletes or spoils one object at any moment: what was told True, or was found to be there, stays in the
+    list for ever, at its own version; nothing is there twice."""
+    store = memory()
+    won: dict[int, str] = {}
+    seen: list[str] = []
+
+    def writer(number: int) -> Any:
+        chance = random.Random(seed + number)
+
+        def run(own: Store) -> None:
+            chain = Chain(own, "job")
+            for attempt in range(6):
+                name = f"{number}-{attempt}"
+                while chance.random() > 0.05:
+                    try:
+                        latest = chain.latest()
+                        version, noted = (0, []) if latest is None else (latest[0], latest[1]["noted"])
+                        if name in noted:  # an attempt whose answer was lost
+                            if latest is not None and chain.settle(*latest):
+                                seen.append(name)
+                                break
+                        elif chain.append(version + 1, {"noted": [*noted, name]}, token=name):
+                            assert version + 1 not in won
+                            won[version + 1] = name
+                            break
+                    except (Unavailable, CorruptData):
+                        continue
+
+        return run
+
+    def fate(own: Store) -> None:
+        chance = random.Random(seed - 1)
+        with contextlib.suppress(Unavailable):
+            for _ in range(chance.randrange(40)):
+                own.exists("job/nothing")  # lets the others pass
+            if names := own.list("job"):
+                own.delete(f"job/{chance.choice(names[-2:])}")
+
+    trace = interleave(store, [*map(writer, range(writers)), fate], random.Random(seed), faults=faults)
+    latest = Chain(store, "job").latest()
+    newest, noted = (0, []) if latest is None else (latest[0], latest[1]["noted"])
+    assert newest == len(noted) == len(set(noted)), trace
+    for version, name in won.items():
+        assert noted[version - 1] == name, trace
+    assert set(seen) <= set(noted), trace
 
 
 @given(
@@ -192,9 +303,10 @@ def test_damaged_newest_entry() -> None:
     chain = Chain(store, "c")
     for version in (1, 2, 3):
         assert chain.append(version, {"n": version})
-    whole = store.read(chain.name(3))
-    store.delete(chain.name(3))
-    store.create(chain.name(3), whole.replace(b'"n": 3', b'"n": 4'))
+    for name in (chain.name(3), chain.copy_name(3)):
+        whole = store.read(name)
+        store.delete(name)
+        store.create(name, whole.replace(b'"n": 3', b'"n": 4'))
     with pytest.raises(CorruptData, match=r"c/000000000003\.json"):
         chain.latest()
     assert chain.latest(skip_damaged=True) == (2, {"n": 2})
@@ -202,7 +314,7 @@ def test_damaged_newest_entry() -> None:
     assert not chain.append(3, {"n": 5})
     assert chain.append(4, {"n": 4})
     for version in (1, 2, 4):
-        store.delete(chain.name(version))
+        chain.forget(version)
     with pytest.raises(CorruptData, match="every entry"):
         chain.latest(skip_damaged=True)
 

@@ -191,7 +191,8 @@ def test_retention_keeps_cuts_and_what_they_name() -> None:
     for partition in (0, 1):
         names = [f"e000001-{number:06d}.arrows" for number in (10, 25, 29, 30)]
         assert store.list(f"g0001/p{partition:04d}") == ["chain", *names]
-    assert len(store.list("splits/split")) == 8
+    assert len(SplitRecords(store).chain("split").versions()) == 8
+    assert len(store.list("splits/split")) == 2 * 8  # each with its copy
     record = SplitRecords(store).load("split")
     assert record is not None and record.reader_epoch == 30
     with pytest.raises(InvalidFlow, match="no such cut"):

@@ -313,8 +313,9 @@ def test_damaged_manifest_stops_retention() -> None:
         assert committed is not None
         manifest = committed
     name = chain.chain.name(14)
-    store.delete(name)
-    store.create(name, b"{}")
+    for each in (name, chain.chain.copy_name(14)):
+        store.delete(each)
+        store.create(each, b"{}")
     before = store.list(PREFIX)
     assert retain_partition(store, 1, 0, 3).damaged == (name,)
     assert store.list(PREFIX) == before
@@ -357,15 +358,21 @@ def test_damaged_segment_falls_back(tmp_path: Path) -> None:
     restored = load_newest(chain)
     assert restored is not None and restored.tables == content[0]
     assert "missing" in restored.damaged[1]
-    file = tmp_path / chain.chain.name(2)
-    file.write_bytes(file.read_bytes()[:-20])
+    for name in (chain.chain.name(2), chain.chain.copy_name(2)):
+        file = tmp_path / name
+        file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(CorruptData, match="no saved state of a partition is whole") as caught:
         load_newest(chain)
     assert "000000000002.json" in str(caught.value)
-    file = tmp_path / chain.chain.name(5)
-    file.write_bytes(b"")
-    with pytest.raises(CorruptData, match=r"000000000005\.json"):
+    (tmp_path / chain.chain.name(5)).write_bytes(b"")
+    (tmp_path / chain.chain.copy_name(5)).write_bytes(b"")
+    with pytest.raises(CorruptData, match=r"its copy are damaged.*restore one of the.*000000000005\.json"):
         load_newest(chain)
+    with pytest.raises(CorruptData, match="its copy are damaged"):
+        PartitionChain(store, 1, 0).claim()
+    claimed = PartitionChain(store, 1, 0).claim(outputs=False)  # nothing was handed over, so an older one will do
+    assert (claimed.version, claimed.epoch) == (6, newest.epoch + 1)
+    assert claimed.handed == {"0": 3}
 
 
 @given(data=st.data())

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from flowstate.errors import InvalidFlow
 from flowstate.plan.spec import ScanSpec
+from flowstate.source.arrow_rows import ArrowRows
 from flowstate.source.decode import Decoder
 from flowstate.source.records import Records
 
@@ -420,3 +421,12 @@ def test_types_that_a_format_has_no_values_of_are_refused_at_once() -> None:
         Decoder(ScanSpec("s", "kafka", pa.schema([("l", pa.list_(pa.int64()))])), "csv")
     with pytest.raises(InvalidFlow, match=r"column='m'"):
         Decoder(ScanSpec("s", "kafka", pa.schema([("m", pa.map_(pa.string(), pa.int64()))])), "json")
+
+
+def test_a_null_list_in_an_arrow_record_is_a_null() -> None:
+    schema = pa.schema({"tags": pa.list_(pa.int64()), "name": pa.string()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(pa.table({"tags": [None], "name": ["x"]}, schema=schema))
+    row = ArrowRows(schema).read(sink.getvalue().to_pybytes())
+    assert pa.array([row["tags"]], schema.field("tags").type).to_pylist() == [None]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -77,7 +79,12 @@ def test_reads_all_partitions_with_their_times_and_dead_letters(kafka: KafkaBrok
     kafka.produce("plain", [event(1, 5), b"{", event(2, 6)], 0, timestamp=7000)
     kafka.produce("plain", events(3), 1)
     source = make_source(scan(kafka, "plain"))
-    assert source.splits() == [SplitInfo("events/plain/0", "plain[0]"), SplitInfo("events/plain/1", "plain[1]")]
+    splits = source.splits()
+    assert splits[0].hint is not None and len(splits[0].hint["topic_id"]) == 22
+    assert [replace(each, hint=None) for each in splits] == [
+        SplitInfo("events/plain/0", "plain[0]"),
+        SplitInfo("events/plain/1", "plain[1]"),
+    ]
     given = read_all(scan(kafka, "plain"), {0: 3, 1: 1})
     first = [each for each in given if each.split.endswith("/0")]
     assert numbers(first) == [1, 2]
@@ -203,12 +210,44 @@ def test_offsets_deleted_by_retention_are_a_named_error_and_no_reset(kafka: Kafk
     wanted: dict[str, int | None] = dict.fromkeys(each.name for each in splits)
     assert numbers(read(reader, {splits[1].name: None}, {splits[1].name: 1})) == [100]
     for _ in range(2):  # It stays an error until somebody decides.
-        with pytest.raises(CorruptData, match=r"partition=0 offset=0 first=6 end=10"):
+        with pytest.raises(CorruptData, match=r"^6 offsets .* lost='skip'.*partition=0 offset=0 first=6 end=10 lost=6"):
             read(reader, wanted, {splits[0].name: 10})
     reader.assign(splits[0], 6)
     assert numbers(read(reader, wanted, {splits[0].name: 10})) == [6, 7, 8, 9]
     reader.close()
-    assert source.splits()[0].start == 6
+    assert source.splits()[0].start == 0, "where a split begins is settled when it is found"
+    assert make_source(scan(kafka, "retention")).splits()[0].start == 6
+
+
+def test_two_losses_of_a_split_that_is_not_wanted_are_two_letters(
+    kafka: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is found before the first was given."""
+    monkeypatch.setattr("flowstate.source.kafka.PAUSE_ROWS", 1)
+    kafka.create_topic("lost-twice", 2)
+    kafka.produce("lost-twice", events(*range(10)))
+    kafka.delete_records("lost-twice", 0, 6)
+    source = make_source(scan(kafka, "lost-twice", lost="skip"))
+    one, two = source.splits()
+    reader = source.open()
+    for each in (one, two):
+        reader.assign(each, 0)
+    state = reader._splits[0]  # type: ignore[attr-defined]
+
+    def poll(until: Callable[[], bool], max_rows: int) -> None:
+        deadline = time.monotonic() + 20
+        while not until():
+            assert time.monotonic() < deadline, vars(state)
+            assert not [rows for rows in reader.poll({two.name: None}, max_rows=max_rows, timeout=0.1) if rows.batch]
+
+    poll(lambda: state.paused and len(state.waiting) == 2, 1)
+    kafka.produce("lost-twice", events(*range(10, 20)))
+    kafka.delete_records("lost-twice", 0, 15)
+    poll(lambda: len(state.waiting) == 7, 1000)
+    given = read(reader, {one.name: None}, {one.name: 20})
+    assert numbers(given) == [6, 7, *range(15, 20)]
+    assert [letter["offset"] for rows in given for letter in rows.dead.to_pylist()] == [5, 14]
+    reader.close()
 
 
 def test_an_unwanted_split_is_left_alone_and_nothing_of_it_is_lost(kafka: KafkaBroker) -> None:

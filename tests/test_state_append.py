@@ -97,3 +97,23 @@ def test_bad_input_is_named() -> None:
         table.restore([pa.record_batch({"split": ["p"]})], {"counts": {}})
     with pytest.raises(CorruptData, match="counts"):
         table.restore([], {"counts": {"p": "many"}})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("pqr"), max_size=5), max_size=8), st.booleans())
+def test_a_table_that_keeps_nothing_counts_exactly(batches: list[list[str]], again: bool) -> None:
+    spec = AppendSpec("_stream_1", SCHEMA, keep_rows=0, internal=True)
+    table, counts = AppendTable(spec), dict[str, int]()
+    for number, splits in enumerate(batches):
+        table.append(rows(*((split, number) for split in splits)))
+        for split in splits:
+            counts[split] = counts.get(split, 0) + 1
+    if again:
+        saved, extras = [each.state() for each in table.view().chunks], json.loads(json.dumps(table.extras()))
+        table = AppendTable(spec)
+        table.restore(saved, extras)
+    assert (table.count, table.rows) == (sum(counts.values()), 0)
+    assert sum(table.memory().values()) <= 64 * len(counts)
+    assert table.extras() == {"counts": dict(sorted(counts.items()))}
+    view = table.view()
+    assert (list(view.chunks), view.rows, list(view.batches())) == ([], 0, [])

@@ -1,38 +1,42 @@
 """Reading a job from anywhere: lookups ask only the owners of the keys, scans all partitions at once.
 
-A partition that moved or is away is asked again, by a newer directory, until `patience` seconds are over; then the read fails with
-Unavailable. What was already answered by other partitions is kept, so an answer may hold parts of slightly different age; its
-`Answer` says so part by part, and a cut has no such spread.
+How a read chooses between live and saved state is told in `flowstate.view.saved`, and done in `gathering`. What was already answered by
+other partitions is kept, so an answer may hold parts of different age; its `Answer` says so part by part, and a cut has no such spread.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowstate.clock import Clock, SystemClock
-from flowstate.errors import FlowstateError, InternalError, InvalidFlow, Moved, Unavailable
+from flowstate.errors import InternalError, InvalidFlow
 from flowstate.view.answer import Answer
 from flowstate.view.columns import chosen
-from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
+from flowstate.view.directory import Directory, LivePartition, PartitionInfo, ViewInfo
+from flowstate.view.saved import SavedStates
 from flowstate_flight.exchange_call import StreamBroken
 from flowstate_flight.expression import encode_filter
+from flowstate_flight.gathering import Gathering, Reading
 from flowstate_flight.key_filter import allowed_keys
 from flowstate_flight.keys import key_batch, owners
 from flowstate_flight.pool import Pool
+from flowstate_flight.requests import Requests
 from flowstate_flight.routing import DirectorySource, Routing
 from flowstate_flight.ticket import Ticket, write_keys
 
-Part = TypeVar("Part")
-Share = TypeVar("Share")
 Opened = tuple[pa.Schema, Iterator[pa.RecordBatch], Callable[[], None]]
+Found = tuple[pa.RecordBatch, Answer]
+#: Bytes of each partition that a scan holds before it gives anything out: as long as that is all, a worker that dies breaks nothing.
+AHEAD = 8 << 20
+#: Seconds that one key may take, beside `grace`: a question about a million keys is not answered in the time of one.
+PER_KEY = 1e-5
 
 
 def connect(address: str | Sequence[str], job: str | None = None, **options: Any) -> FlightReader:
@@ -50,20 +54,23 @@ class FlightReader:
         source: DirectorySource,
         job: str | None = None,
         *,
+        saved: SavedStates | None = None,
+        grace: float = 1.0,
         patience: float = 10.0,
         timeout: float = 10.0,
         clock: Clock | None = None,
         **options: Any,
     ) -> None:
-        """`source`: addresses of workers, or a function that gives the directory. `timeout`: seconds for one answer;
-        `patience`: seconds for a read over all its attempts. `options` go to `pyarrow.flight.connect`."""
+        """`source`: addresses of workers, or a function that gives the directory; it may be empty if there are `saved` states.
+
+        `grace`: seconds for which a partition that is away is looked for before its saved state is read; `timeout`: seconds for one
+        answer of one that is there; `patience`: seconds for a read in all. `options` go to `pyarrow.flight.connect`."""
         self._clock = clock or SystemClock()
         self._pool = Pool(self._clock, **options)
-        self._routing = Routing(source, job, self._pool, timeout)
-        self._patience = patience
-        self._timeout = timeout
-        self._threads = ThreadPoolExecutor(16, thread_name_prefix="flight-reader")
-        self._waiting = threading.Event()  # set by close, so that nobody sleeps on
+        self._routing = Routing(source, job, self._pool, timeout, self._clock, saved)
+        self._reading = Reading(
+            self._pool, self._routing, saved, self._clock, grace=grace, patience=patience, timeout=timeout
+        )
 
     def directory(self) -> Directory:
         return self._routing.current()
@@ -79,11 +86,26 @@ class FlightReader:
             directory = self._routing.refresh(directory)
         return self._routing.view(directory, view)
 
-    def lookup(self, view: str, keys: Any, columns: Sequence[str] | None = None, cut: int | None = None) -> pa.Table:
+    def keep_cut(self, cut: int) -> None:
+        """Note which incarnations keep a cut that was just made: when one of them is gone, so is the cut, and nobody waits for it."""
+        directory = self._routing.refresh(self._routing.current())
+        cuts = self._reading.cuts
+        cuts[cut] = {each.partition: each.epoch for each in directory.partitions}
+        for old in sorted(cuts)[:-100]:
+            del cuts[old]
+
+    def lookup(
+        self,
+        view: str,
+        keys: Any,
+        columns: Sequence[str] | None = None,
+        cut: int | None = None,
+        max_age: float | None = None,
+    ) -> pa.Table:
         """The rows of some keys (see `keys.key_batch` for what may be given), in no particular order.
 
         Routing keys are required; further key columns, such as the window's start, narrow it. Keys that are not there
-        give no row.
+        give no row. `max_age`: seconds, see `flowstate.view.saved`.
         """
         info = self.info(view)
         batch = key_batch(info, keys)
@@ -92,14 +114,27 @@ class FlightReader:
             directory = self.directory()
             condition = _equals_any(batch)
             chosen = list(owners(directory, info, batch))
-            return self.scan(view, columns, condition, partitions=chosen, cut=cut)
+            return self.scan(view, columns, condition, partitions=chosen, cut=cut, max_age=max_age)
         if batch.num_rows == 0:
             return schema.remove_metadata().empty_table()
 
-        def ask(directory: Directory, place: PartitionInfo, share: pa.RecordBatch) -> tuple[pa.RecordBatch, Answer]:
-            return self._lookup_once(directory, place, view, share)
+        def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch, timeout: float) -> Found:
+            return self._lookup_once(directory, place, view, share, timeout)
 
-        parts = self._from_owners(lambda directory: owners(directory, info, batch), ask)
+        def saved(directory: Directory, part: LivePartition, share: pa.RecordBatch) -> Found:
+            rows, answer = part.lookup(view, share)
+            return (rows if rows.schema.equals(whole) else rows.select(whole.names)), answer
+
+        whole = info.schema.remove_metadata()
+        parts = Gathering(
+            self._reading,
+            view,
+            lambda directory: owners(directory, info, batch),
+            live,
+            saved,
+            max_age=max_age,
+            first=PER_KEY * batch.num_rows,
+        ).parts()
         answer = Answer.merge([each[1] for each in parts])
         table = pa.Table.from_batches([each[0] for each in parts])
         if columns is not None:
@@ -114,9 +149,10 @@ class FlightReader:
         partitions: Sequence[int] | None = None,
         cut: int | None = None,
         limit: int | None = None,
+        max_age: float | None = None,
     ) -> pa.Table:
         """The rows of a view for which `filter` is true, at most `limit` of them, in no particular order."""
-        return self.scan_reader(view, columns, filter, partitions, cut, limit).read_all()
+        return self.scan_reader(view, columns, filter, partitions, cut, limit, max_age).read_all()
 
     def scan_reader(
         self,
@@ -126,9 +162,11 @@ class FlightReader:
         partitions: Sequence[int] | None = None,
         cut: int | None = None,
         limit: int | None = None,
+        max_age: float | None = None,
     ) -> pa.RecordBatchReader:
         """The same as a stream. All partitions are asked at once (with a filter that fixes the routing keys, their owners alone), so
-        it shows the state of this moment; the answer is in the metadata of its schema. A stream that breaks half-way raises Unavailable."""
+        it shows the state of this moment; the answer is in the metadata of its schema. `AHEAD` bytes of each partition are read at once;
+        when a worker is lost after that, in the middle of a long stream, it raises Unavailable."""
         info = self.info(view)
         schema = self._columns(info, columns).remove_metadata()
         if limit is not None and limit < 0:
@@ -157,21 +195,22 @@ class FlightReader:
                 return {number: share if by_index else None for number, share in owning.items()}
             return dict.fromkeys(known if partitions is None else partitions)
 
-        def ask(directory: Directory, place: PartitionInfo, share: pa.RecordBatch | None) -> Opened:
-            ticket = Ticket(
-                directory.job,
-                view,
-                place.partition,
-                tuple(wanted),
-                encoded,
-                write_keys(share) if share is not None else None,
-                inner,
-                cut,
-                place.epoch,
-            )
-            return self._open(place, ticket)
+        def ticket(directory: Directory, number: int, share: pa.RecordBatch | None, epoch: int | None) -> Ticket:
+            asked = write_keys(share) if share is not None else None
+            return Ticket(directory.job, view, number, tuple(wanted), encoded, asked, inner, cut, epoch)
 
-        opened = self._from_owners(shares, ask)
+        def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch | None, timeout: float) -> Opened:
+            return self._open(place, ticket(directory, place.partition, share, place.epoch), timeout)
+
+        def saved(directory: Directory, part: LivePartition, share: pa.RecordBatch | None) -> Opened:
+            here = Requests()
+            here.hosted = {(directory.job, part.partition): part}
+            here.directories = {directory.job: directory}
+            return *here.read(ticket(directory, part.partition, share, None)), _nothing
+
+        opened: list[Opened] = Gathering(
+            self._reading, view, shares, live, saved, max_age=max_age, cut=cut, drop=lambda part: part[2]()
+        ).parts()
         if not opened:
             return pa.RecordBatchReader.from_batches(schema, iter(()))
         parts = [Answer.of(each[0]) for each in opened]
@@ -180,9 +219,12 @@ class FlightReader:
 
     def close(self) -> None:
         """Close every connection. Streams that are open break."""
-        self._waiting.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._reading.closing.set()
+        self._reading.threads.shutdown(wait=False, cancel_futures=True)
+        self._routing.close()
         self._pool.close()
+        if self._reading.saved is not None:
+            self._reading.saved.close()
 
     def __enter__(self) -> FlightReader:
         return self
@@ -199,77 +241,22 @@ class FlightReader:
             raise InvalidFlow("columns is a list with at least one name")
         return chosen(info.name, info.schema, columns)
 
-    def _from_owners(
-        self,
-        shares: Callable[[Directory], Mapping[int, Share]],
-        ask: Callable[[Directory, PartitionInfo, Share], Part],
-    ) -> list[Part]:
-        """`ask` every partition for its share, all at once, and those that moved or are away again until patience ends."""
-        directory = self.directory()
-        deadline = self._clock.monotonic() + self._patience
-        done: dict[int, Part] = {}
-        pause = 0.01
-        while True:
-            todo = {number: share for number, share in shares(directory).items() if number not in done}
-            places = {each.partition: each for each in directory.partitions}
-            failure: FlowstateError | None = None
-            for number, outcome in self._ask_all(directory, places, todo, ask).items():
-                if isinstance(outcome, FlowstateError):
-                    failure = outcome
-                else:
-                    done[number] = outcome
-            if failure is None:
-                return [done[number] for number in done]
-            left = deadline - self._clock.monotonic()
-            if left <= 0 or self._waiting.wait(min(pause, left)):
-                message = "a partition did not answer in time; it may be recovering"
-                raise Unavailable(message, retry_after=1.0, waited=self._patience) from failure
-            pause = min(pause * 2, 0.5)
-            try:
-                newer = self._routing.refresh(directory)
-            except Unavailable:
-                continue
-            if len(newer.partitions) != len(directory.partitions) or newer.seed != directory.seed:
-                done = {}  # the job was rescaled: shares of another division do not add up
-            directory = newer
-
-    def _ask_all(
-        self,
-        directory: Directory,
-        places: Mapping[int, PartitionInfo],
-        todo: Mapping[int, Share],
-        ask: Callable[[Directory, PartitionInfo, Share], Part],
-    ) -> dict[int, Part | FlowstateError]:
-        """What each partition gave; only errors worth another try are returned, the others raised."""
-
-        def one(number: int) -> Part | FlowstateError:
-            place = places.get(number)
-            if place is None:
-                return InternalError("the directory lacks a partition", partition=number)
-            try:
-                return ask(directory, place, todo[number])
-            except (Moved, Unavailable) as error:
-                return error
-
-        if len(todo) == 1:  # the usual lookup: no other thread, 50 us less
-            number = next(iter(todo))
-            return {number: one(number)}
-        return dict(zip(todo, self._threads.map(one, todo), strict=True))
-
     def _lookup_once(
-        self, directory: Directory, place: PartitionInfo, view: str, keys: pa.RecordBatch
-    ) -> tuple[pa.RecordBatch, Answer]:
-        if place.location is None:
-            raise Unavailable("this partition is being recovered", retry_after=0.5, partition=place.partition)
+        self, directory: Directory, place: PartitionInfo, view: str, keys: pa.RecordBatch, timeout: float
+    ) -> Found:
+        """One attempt, over an exchange, or where these do not get through, by do_get; `timeout` seconds in all."""
+        assert place.location is not None
+        begun = self._clock.monotonic()
         try:
-            return self._pool.lookup(
-                place.location, directory.job, view, place.partition, place.epoch, keys, self._timeout
-            )
+            return self._pool.lookup(place.location, directory.job, view, place.partition, place.epoch, keys, timeout)
         except StreamBroken:
             self._pool.forget(place.location)
+            left = timeout - (self._clock.monotonic() - begun)
+            if left < 0.1 * timeout:  # it was cut off
+                raise
         # a proxy on the way may not carry exchanges: the same by do_get
         ticket = Ticket(directory.job, view, place.partition, keys=write_keys(keys), epoch=place.epoch)
-        schema, batches, _ = self._open(place, ticket)
+        schema, batches, _ = self._open(place, ticket, left)
         answer = Answer.of(schema)
         if answer is None:
             raise InternalError("a lookup came back without its answer", partition=place.partition)
@@ -277,11 +264,24 @@ class FlightReader:
         rows = table.to_batches()
         return (rows[0] if rows else pa.RecordBatch.from_pylist([], schema.remove_metadata())), answer
 
-    def _open(self, place: PartitionInfo, ticket: Ticket) -> Opened:
-        """Schema (with the answer), batches, and how to end it."""
-        if place.location is None:
-            raise Unavailable("this partition is being recovered", retry_after=0.5, partition=place.partition)
-        return self._pool.open(place.location, ticket.to_bytes(), self._timeout)
+    def _open(self, place: PartitionInfo, ticket: Ticket, timeout: float) -> Opened:
+        """Schema (with the answer), batches, and how to end it. What the worker sends first is here when this returns, so that its loss
+        is noticed while another attempt can still be made."""
+        assert place.location is not None
+        stream = self._pool.open(place.location, ticket.to_bytes(), timeout)
+        stream.patience = 2 * timeout
+        batches, held, size = iter(stream), list[pa.RecordBatch](), 0
+        for batch in batches:
+            held.append(batch)
+            size += batch.nbytes
+            if size >= AHEAD:
+                stream.patience = self._reading.timeout
+                return stream.schema, chain(held, batches), stream.cancel
+        return stream.schema, iter(held), _nothing
+
+
+def _nothing() -> None:
+    """A part that is all here needs no end."""
 
 
 def _joined(

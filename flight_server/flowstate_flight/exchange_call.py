@@ -97,7 +97,7 @@ class Cancellable(Protocol):
 class Watchdog:
     """Cancels calls that are overdue. One daemon thread for all streams of a reader, started by the first call."""
 
-    def __init__(self, clock: Clock, tick: float = 0.25) -> None:
+    def __init__(self, clock: Clock, tick: float = 0.1) -> None:
         self._clock = clock
         self._tick = tick
         self._lock = threading.Lock()

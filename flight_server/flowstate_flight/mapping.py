@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import EllipsisType
 from typing import Any
 
 import pyarrow as pa
@@ -20,12 +21,20 @@ class ViewMapping(Mapping[Any, pa.Table]):
 
     Iterating gives the routing keys, each once, as they stand in that moment; `len` counts them. A key of several columns is a
     tuple. With `cut`, everything is read in that cut.
+
+    `max_age`, in seconds: how old an answer may be where a partition is away and its last saved state is read instead. None: any age,
+    0: live answers alone. What cannot be had is refused with `Unavailable` (see `flowstate.view.saved`).
     """
 
-    def __init__(self, reader: FlightReader, view: str, cut: int | None = None) -> None:
+    def __init__(self, reader: FlightReader, view: str, cut: int | None = None, max_age: float | None = None) -> None:
         self._reader = reader
         self._name = view
         self._cut = cut
+        self._max_age = checked_age(max_age)
+
+    def with_max_age(self, max_age: float | None) -> ViewMapping:
+        """The same view, read by this `max_age`: ``view.with_max_age(0)[key]``."""
+        return ViewMapping(self._reader, self._name, self._cut, max_age)
 
     @property
     def info(self) -> ViewInfo:
@@ -38,7 +47,7 @@ class ViewMapping(Mapping[Any, pa.Table]):
     def __getitem__(self, key: Any) -> pa.Table:
         if isinstance(key, list | slice):
             raise InvalidFlow(f"one key at a time: view {self._name!r} is keyed by {key_text(self.info)}; see lookup")
-        table = self._reader.lookup(self._name, key, cut=self._cut)
+        table = self._reader.lookup(self._name, key, cut=self._cut, max_age=self._max_age)
         if table.num_rows == 0:
             raise KeyError(key)
         return table
@@ -50,13 +59,21 @@ class ViewMapping(Mapping[Any, pa.Table]):
     def __len__(self) -> int:
         return int(self._keys().num_rows)
 
-    def lookup(self, keys: Any, columns: Sequence[str] | None = None) -> pa.Table:
+    def lookup(
+        self, keys: Any, columns: Sequence[str] | None = None, *, max_age: float | EllipsisType | None = ...
+    ) -> pa.Table:
         """The rows of many keys in one request; those that are not there give no row."""
-        return self._reader.lookup(self._name, keys, columns, cut=self._cut)
+        return self._reader.lookup(self._name, keys, columns, self._cut, self._age(max_age))
 
-    def to_table(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> pa.Table:
+    def to_table(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,
+        *,
+        max_age: float | EllipsisType | None = ...,
+    ) -> pa.Table:
         """Everything, or the rows for which `filter` is true."""
-        return self._reader.scan(self._name, columns, filter, cut=self._cut)
+        return self._reader.scan(self._name, columns, filter, cut=self._cut, max_age=self._age(max_age))
 
     def __repr__(self) -> str:
         info = self.info
@@ -71,12 +88,27 @@ class ViewMapping(Mapping[Any, pa.Table]):
         cut = f", in cut {self._cut}" if self._cut is not None else ""
         return f"<view {self._name!r} of job {self._reader.directory().job!r}{keyed} -> ({', '.join(values)}){cut}>"
 
+    def _age(self, given: float | EllipsisType | None) -> float | None:
+        return self._max_age if isinstance(given, EllipsisType) else checked_age(given)
+
     def _keys(self) -> pa.Table:
         info = self.info
         if not info.routing_keys:
             raise InvalidFlow(f"view {self._name!r} has no key; use to_table()")
         names = list(info.routing_keys)
-        table = self._reader.scan(self._name, names, cut=self._cut)
+        table = self._reader.scan(self._name, names, cut=self._cut, max_age=self._max_age)
         if set(info.routing_keys) == set(info.keys):
             return table
         return table.group_by(names).aggregate([]).select(names)
+
+
+def checked_age(max_age: object) -> float | None:
+    """A `max_age` as a person gives it: seconds, not negative, or None. Raises InvalidFlow."""
+    if max_age is None:
+        return None
+    if not isinstance(max_age, int | float) or isinstance(max_age, bool) or not max_age >= 0:
+        message = (
+            "max_age is a number of seconds, 0 for live answers alone, or None for what was saved last, however old"
+        )
+        raise InvalidFlow(message, got=repr(max_age))
+    return float(max_age)

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +28,8 @@ from flowstate_flight.fault import from_flight
 IDLE_EXCHANGES = 4
 #: Seconds after which any stream ends, so that what was left behind by somebody does not stay for ever.
 LONGEST_STREAM = 3600.0
+#: gRPC's own waits between attempts to connect grow to two minutes, and one attempt takes up to 20 s: too long for a worker that is back.
+CONNECTING = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.min_reconnect_backoff_ms", 5000)]
 
 _forked_after_use = False
 _used = False
@@ -47,7 +49,8 @@ class Pool:
 
     def __init__(self, clock: Clock, **options: Any) -> None:
         global _used
-        self._options = options
+        self._options = {**options, "generic_options": [*CONNECTING, *options.get("generic_options", ())]}
+        self._clock = clock
         self._watchdog = Watchdog(clock)
         self._lock = threading.Lock()
         self._clients: dict[str, flight.FlightClient] = {}
@@ -75,7 +78,8 @@ class Pool:
     def lookup(
         self, location: str, job: str, view: str, partition: int, epoch: int, keys: pa.RecordBatch, patience: float
     ) -> tuple[pa.RecordBatch, Answer]:
-        """One lookup over an idle exchange, or a new one."""
+        """One lookup over an idle exchange, or a new one; `patience` seconds in all."""
+        begun = self._clock.monotonic()
         place = (location, job, view, tuple(keys.schema.names))
         self._check()
         with self._lock:
@@ -85,12 +89,46 @@ class Pool:
             try:
                 return self._use(place, call, partition, epoch, keys, patience)
             except StreamBroken:
-                pass  # an idle stream does not notice that its server was replaced: only a new one can tell
+                if self._clock.monotonic() - begun >= patience:
+                    raise
+                # else an idle stream does not notice that its server was replaced: only a new one can tell
+        call = self._begin(location, job, view, keys.schema, patience - (self._clock.monotonic() - begun))
+        return self._use(place, call, partition, epoch, keys, patience - (self._clock.monotonic() - begun))
+
+    def _begin(self, location: str, job: str, view: str, keys: pa.Schema, patience: float) -> ExchangeCall:
+        """A new exchange. Beginning one blocks for as long as connecting takes, so it waits in a thread of its own, too (see `open`)."""
+        client = self.client(location)
+        outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        given_up = threading.Event()
+
+        def begin() -> None:
+            try:
+                outcome.put(ExchangeCall(client, job, view, keys, self._watchdog))
+            except BaseException as error:
+                outcome.put(error)
+            if given_up.is_set():
+                drop()
+
+        def drop() -> None:  # both threads may come here; one of them finds it
+            with contextlib.suppress(queue.Empty):
+                left = outcome.get_nowait()
+                if isinstance(left, ExchangeCall):
+                    left.cancel()
+                    left.close()
+
+        threading.Thread(target=begin, name="flight-begin", daemon=True).start()
         try:
-            call = ExchangeCall(self.client(location), job, view, keys.schema, self._watchdog)
-        except (pa.ArrowException, flight.FlightError, OSError) as error:
-            raise broken(error) from error
-        return self._use(place, call, partition, epoch, keys, patience)
+            found = outcome.get(timeout=max(0.0, patience))
+        except queue.Empty:
+            given_up.set()
+            drop()
+            raise StreamBroken("a worker cannot be connected to", retry_after=1.0, location=location) from None
+        if isinstance(found, pa.ArrowException | flight.FlightError | OSError):
+            raise broken(found) from found
+        if isinstance(found, BaseException):
+            raise found
+        assert isinstance(found, ExchangeCall)
+        return found
 
     def _use(
         self,
@@ -113,10 +151,8 @@ class Pool:
                 if not keep:
                     call.close()
 
-    def open(
-        self, location: str, ticket: bytes, patience: float
-    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Callable[[], None]]:
-        """A stream by do_get: its schema, its batches and how to end it. Each wait for the server ends after `patience`.
+    def open(self, location: str, ticket: bytes, patience: float) -> Stream:
+        """A stream by do_get. Each wait for the server ends after `patience` seconds, or what the stream's `patience` is set to.
 
         do_get itself returns only when the server has sent its first message, and a deadline given to it would hold for the
         whole stream, however slowly that is read. So it waits in a thread of its own, which is left behind if need be.
@@ -137,7 +173,7 @@ class Pool:
 
         threading.Thread(target=ask, name="flight-open", daemon=True).start()
         try:
-            found = outcome.get(timeout=patience)
+            found = outcome.get(timeout=max(0.0, patience))
         except queue.Empty:
             given_up.set()
             message = "a worker sent nothing in time"
@@ -145,25 +181,17 @@ class Pool:
         if isinstance(found, BaseException):
             raise from_flight(found, location=location) from found
         reader, schema = found
-        return schema, self._batches(reader, patience), reader.cancel
+        return Stream(reader, schema, self._watchdog, patience)
 
-    def _batches(self, reader: Any, patience: float) -> Iterator[pa.RecordBatch]:
-        while True:
-            try:
-                with self._watchdog.watch(reader, patience):
-                    chunk = reader.read_chunk()
-            except StopIteration:
-                return
-            except (pa.ArrowException, flight.FlightError, OSError) as error:
-                raise from_flight(error) from error
-            if chunk.data is not None:
-                yield chunk.data
-
-    def forget(self, location: str) -> None:
-        """Drop the exchanges to a location that failed; the client itself reconnects."""
+    def forget(self, location: str, *, connection: bool = False) -> None:
+        """Drop the idle exchanges to a location that failed. The client itself reconnects, unless its connection neither works nor ends,
+        as after a network was cut: `connection` drops that too, and whoever still uses it goes on with it."""
         with self._lock:
             gone = [call for place in list(self._idle) if place[0] == location for call in self._idle.pop(place)]
+            if connection:
+                self._clients.pop(location, None)
         for call in gone:
+            call.cancel()
             call.close()
 
     def close(self) -> None:
@@ -188,3 +216,25 @@ class Pool:
             raise InvalidFlow(message)
         if self._closed:
             raise InvalidFlow("this reader is closed; connect again")
+
+
+class Stream:
+    """The batches of a do_get, once. `patience` is the number of seconds to wait for each."""
+
+    def __init__(self, reader: Any, schema: pa.Schema, watchdog: Watchdog, patience: float) -> None:
+        self._reader, self.schema, self._watchdog, self.patience = reader, schema, watchdog, patience
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        while True:
+            try:
+                with self._watchdog.watch(self._reader, self.patience):
+                    chunk = self._reader.read_chunk()
+            except StopIteration:
+                return
+            except (pa.ArrowException, flight.FlightError, OSError) as error:
+                raise from_flight(error) from error
+            if chunk.data is not None:
+                yield chunk.data
+
+    def cancel(self) -> None:
+        self._reader.cancel()

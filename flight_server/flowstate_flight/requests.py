@@ -4,7 +4,7 @@ are replaced, never changed, so it needs no lock."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ class Requests:
     def __init__(self) -> None:
         self.hosted: dict[tuple[str, int], LivePartition] = {}
         self.directories: dict[str, Directory] = {}
+        self.pinged: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     # names
 
@@ -58,6 +59,10 @@ class Requests:
                 message = "this partition moved to another epoch; ask for its directory or flight info again"
                 raise Moved(message, partition=ticket.partition, asked=ticket.epoch, serving=epoch)
             return found
+        if (
+            ticket.epoch is not None and ticket.job not in self.directories
+        ):  # the asker knew it: it was here, or at this address
+            raise Moved("this job is not served here any more; ask for its directory again", job=ticket.job)
         known = {each.partition: each for each in self.directory(ticket.job).partitions}
         if ticket.partition not in known:
             if ticket.epoch is not None:  # the asker knew it, so the job was divided anew
@@ -179,7 +184,10 @@ class Requests:
             return bytes(sink.getvalue().to_pybytes())
         if kind == "status":
             return json.dumps(self.status()).encode()
-        raise InvalidFlow(f"there is no action {kind!r}{did_you_mean(kind, ['directory', 'lookup', 'status'])}")
+        if kind == "ping":
+            asked = read_json(body or b"{}", "body of the action")
+            return json.dumps(self.pinged(asked) if self.pinged is not None else {}).encode()
+        raise InvalidFlow(f"there is no action {kind!r}{did_you_mean(kind, ['directory', 'lookup', 'status', 'ping'])}")
 
     def status(self) -> dict[str, Any]:
         hosted = self.hosted
@@ -206,6 +214,8 @@ class LookupStream:
             raise InvalidFlow("the command of an exchange is {v=1, kind, job, view}", unknown=unknown[:5])
         self._requests = requests
         self._job, self._view = name_of(command.get("job"), "job"), name_of(command.get("view"), "view")
+        if self._job not in requests.directories:  # nobody begins an exchange without a directory that sent him here
+            raise Moved("this job is not served here; ask for its directory again", job=self._job)
         self.schema = requests.view(self._job, self._view).schema.remove_metadata()
         self._checked = False
 

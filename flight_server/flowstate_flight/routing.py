@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import pyarrow as pa
 from pyarrow import flight
 
+from flowstate.clock import Clock
 from flowstate.errors import FlowstateError, InvalidFlow, Unavailable, did_you_mean
 from flowstate.view.directory import Directory, ViewInfo
+from flowstate.view.saved import SavedStates
 from flowstate_flight.fault import from_flight
 from flowstate_flight.keys import hash_probe
 from flowstate_flight.pool import Pool
@@ -18,19 +21,36 @@ from flowstate_flight.pool import Pool
 #: An address, several of them, or a function that gives the directory itself.
 DirectorySource = str | Sequence[str] | Callable[[], Directory]
 
+#: Seconds for one answer when a directory is known already and something newer is looked for.
+REFRESH = 1.0
+#: Seconds that the other workers have left when one has answered: one of them may know more.
+OTHERS = 0.2
+
 
 class Routing:
-    """The newest directory known. Thread safe."""
+    """The newest directory known: from `source`, from the workers that it names, or, when none of these knows a newer one, from what
+    the job announced in its snapshots. Thread safe."""
 
-    def __init__(self, source: DirectorySource, job: str | None, pool: Pool, timeout: float) -> None:
+    def __init__(
+        self,
+        source: DirectorySource,
+        job: str | None,
+        pool: Pool,
+        timeout: float,
+        clock: Clock,
+        saved: SavedStates | None = None,
+    ) -> None:
+        """`timeout`: seconds for one answer."""
         self._ask: Callable[[], Directory] | None = source if callable(source) else None
         given = [] if callable(source) else [source] if isinstance(source, str) else list(source)
         self._addresses: list[str] = [_address(each) for each in given]
-        if self._ask is None and not self._addresses:
+        if self._ask is None and not self._addresses and saved is None:
             raise InvalidFlow("a reader needs the address of at least one worker")
         self._job = job
         self._pool = pool
         self._timeout = timeout
+        self._clock, self._saved = clock, saved
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="flight-directory")
         self._lock = threading.Lock()
         self._directory: Directory | None = None
 
@@ -53,31 +73,67 @@ class Routing:
             raise InvalidFlow(f"job {directory.job!r} has no view {name!r}{did_you_mean(name, directory.views)}")
         return directory.views[name]
 
-    def _newest(self, known: Directory | None) -> Directory:
-        if self._ask is not None:
-            return self._ask()
-        best = known
-        failure: FlowstateError | None = None
-        hosts = {each.location: None for each in known.partitions if each.location} if known else {}
-        for address in dict.fromkeys([*self._addresses, *hosts]):
-            try:
-                found = self._fetch(address)
-            except FlowstateError as error:
-                failure = error if failure is None or isinstance(error, InvalidFlow) else failure
-                continue
-            if best is None or found.version > best.version:
-                newer = known is not None and found.version > known.version
-                best = found
-                if newer or known is None:
-                    break
-        if best is None or (failure is not None and isinstance(failure, InvalidFlow) and known is None):
-            raise failure or Unavailable("no worker answers")
-        return best
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch(self, address: str) -> Directory:
+    def _newest(self, known: Directory | None) -> Directory:
+        best, failure = known, None
+        for found in self._answers(known):
+            if isinstance(found, FlowstateError):
+                failure = found if failure is None or isinstance(found, InvalidFlow) else failure
+            elif best is None or found.version > best.version:
+                best = found
+                break
+        if self._saved is None:
+            if best is None or (known is None and isinstance(failure, InvalidFlow)):
+                raise failure or Unavailable("no worker answers")
+            return best
+        if best is known:  # the job may live elsewhere by now: a newer run, on other ports
+            announced = self._saved.announced()
+            if announced is not None and (best is None or announced.version > best.version):
+                best = announced
+        return best or self._saved.directory()
+
+    def _answers(self, known: Directory | None) -> Iterator[Directory | FlowstateError]:
+        """What the source says, or else every worker that is known, all asked at once: one that hangs keeps nobody waiting."""
+        if self._ask is not None:
+            try:
+                yield self._ask()
+                return
+            except FlowstateError as error:
+                yield error
+        hosts = {each.location: None for each in known.partitions if each.location} if known else {}
+        timeout = self._timeout if known is None else min(self._timeout, REFRESH)
+        asked = {
+            self._threads.submit(self._fetch, each, timeout): each for each in dict.fromkeys([*self._addresses, *hosts])
+        }
+        try:
+            until, answered = self._clock.monotonic() + timeout + 0.1, False
+            while asked:
+                done, _ = wait(asked, max(0.0, until - self._clock.monotonic()), FIRST_COMPLETED)
+                if not done:
+                    if not answered:
+                        yield Unavailable("no worker answers in time", retry_after=1.0, addresses=[*asked.values()][:5])
+                    return
+                for each in done:
+                    del asked[each]
+                    failure = each.exception()
+                    if failure is None:
+                        if not answered:
+                            answered, until = True, min(until, self._clock.monotonic() + OTHERS)
+                        yield each.result()
+                    elif isinstance(failure, FlowstateError):
+                        yield failure
+                    else:
+                        raise failure
+        finally:
+            for each in asked:
+                each.cancel()
+
+    def _fetch(self, address: str, timeout: float) -> Directory:
         job = self._job or (self._directory.job if self._directory else None)
         body = json.dumps({"hash": hash_probe(), **({"job": job} if job else {})}).encode()
-        options = flight.FlightCallOptions(timeout=self._timeout)
+        options = flight.FlightCallOptions(timeout=timeout)
         try:
             results = list(self._pool.client(address).do_action(flight.Action("directory", body), options))
         except (pa.ArrowException, flight.FlightError, OSError) as error:

@@ -31,6 +31,7 @@ ACTIONS = [
     ("directory", 'the routing table of a job as JSON; the body is {} or {"job": name}'),
     ("lookup", "the rows of some keys as an Arrow IPC stream; the body is a ticket with 'keys'"),
     ("status", "what this service hosts, as JSON"),
+    ("ping", "whether this process answers, and whether it is still in its job, as JSON; the body is {}"),
 ]
 
 
@@ -84,6 +85,10 @@ class FlightService:
     def set_exchange_handler(self, handler: ExchangeHandler | None) -> None:
         """Who runs exchanges of kind ``partition-exchange``. What it raises reaches the peer as a clean Flight error."""
         self._exchange_handler = handler
+
+    def set_ping_handler(self, handler: Callable[[dict[str, Any]], dict[str, Any]] | None) -> None:
+        """Who answers the action ``ping``: JSON in, JSON out, fast. Without one the answer is {}."""
+        self.requests.pinged = handler
 
     def close(self, grace: float = 0.5) -> None:
         """Stop: requests under way get `grace` seconds, then their connections are cut. Returns within about a second more,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,13 @@ def whole(what: str, value: object, least: int) -> int:
     return value
 
 
+def flag(what: str, value: object) -> bool:
+    """True or False, and nothing that merely looks so."""
+    if not isinstance(value, bool):
+        raise InvalidFlow(f"{what} is True or False", got=repr(value))
+    return value
+
+
 def seconds(what: str, value: object) -> float:
     """A number of seconds, not negative."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
@@ -38,6 +46,27 @@ def period(what: str, text: Any, least: float) -> float:
     if length < least:
         raise InvalidFlow(f"{what} is at least {least:g} s", got=text)
     return length
+
+
+_SIZES = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+}
+
+
+def size(what: str, value: object) -> int:
+    """Bytes of a size such as ``"10GB"`` or ``"512MiB"``; at least one."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGT]?i?B)", value) if isinstance(value, str) else None
+    if found is None or found[2] not in _SIZES or (wanted := int(float(found[1]) * _SIZES[found[2]])) < 1:
+        raise InvalidFlow(f"{what} is a size such as '10GB' or '512MiB'", got=repr(value))
+    return wanted
 
 
 def name(what: str, value: object) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
@@ -20,15 +21,33 @@ if TYPE_CHECKING:
     import duckdb
     from distributed import Client
 
+    from flowstate.runtime.saved_states import SavedStates
+    from flowstate.store import Store
+    from flowstate.view.answer import Answer
     from flowstate_flight.client import FlightReader
     from flowstate_flight.mapping import ViewMapping
 
+#: Seconds for an answer of the scheduler, where one is needed to go on.
+ANSWER = 3.0
+
 
 class Reads(Mapping[str, "ViewMapping"]):
-    """Views by name, and SQL over them. With `cut`, everything is read at one position."""
+    """Views by name, and SQL over them. With `cut`, everything is read at one position.
 
-    def __init__(self, reader: FlightReader, cut: int | None = None) -> None:
-        self._reader, self._cut = reader, cut
+    A partition that is away (its worker, or the whole job, is down) is looked for, for a second; then its last saved state answers, if
+    its age is at most `max_age` seconds: None accepts any, 0 wants live answers alone. Every answer says of each of its parts whether it
+    is live or saved, and as of when: `flowstate.view.answer.Answer.of(table.schema)`, and `last_answers` after `sql`. What is not to be had
+    is refused with `Unavailable`, which says how old the saved state is, by how much it misses, and when to try again."""
+
+    def __init__(
+        self,
+        reader: FlightReader,
+        cut: int | None = None,
+        max_age: float | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """`store`: where the job's snapshots are, if they can be reached from here."""
+        self._reader, self._cut, self._max_age, self._store = reader, cut, max_age, store
         self._session: Any = None
 
     def __getitem__(self, view: str) -> ViewMapping:
@@ -40,7 +59,7 @@ class Reads(Mapping[str, "ViewMapping"]):
             raise InvalidFlow("a view is asked by its name", got=repr(view), views=names)
         if view not in names:
             raise InvalidFlow(f"no view {view!r}{did_you_mean(view, names)}", job=self._reader.directory().job)
-        return ViewMapping(self._reader, view, self._cut)
+        return ViewMapping(self._reader, view, self._cut, self._max_age)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._reader.views())
@@ -48,8 +67,12 @@ class Reads(Mapping[str, "ViewMapping"]):
     def __len__(self) -> int:
         return len(self._reader.views())
 
-    def sql(self, query: str, params: object = None) -> duckdb.DuckDBPyRelation:
+    def sql(
+        self, query: str, params: Any = None, *, max_age: float | EllipsisType | None = ...
+    ) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation over the views by their names. It reads when it is executed, and again each time that it is."""
+        from flowstate_flight.mapping import checked_age
+
         if not isinstance(query, str):
             raise InvalidFlow("sql takes the text of a query", got=type(query).__name__)
         self._check_open()
@@ -57,11 +80,25 @@ class Reads(Mapping[str, "ViewMapping"]):
             from flowstate_sql.session import Session
 
             self._session = Session(self._reader, cut=self._cut)
-        return self._session.sql(query, params)
+        age = self._max_age if isinstance(max_age, EllipsisType) else checked_age(max_age)
+        return self._session.sql(query, params, max_age=age)
 
-    def to_table(self, view: str) -> pa.Table:
+    @property
+    def last_answers(self) -> Mapping[str, Answer]:
+        """What the last SQL query that ran here saw of each view: position, watermark, age and origin of every part."""
+        return {} if self._session is None else self._session.last_answers
+
+    def to_table(self, view: str, *, max_age: float | EllipsisType | None = ...) -> pa.Table:
         """All rows of a view."""
-        return self[view].to_table()
+        return self[view].to_table(max_age=max_age)
+
+    def rejected(self) -> pa.Table:
+        """Rows that an HTTP sink's other side refused for good: the number of the sink, the partition, the reason, the row as JSON."""
+        from flowstate.sink.rejected import rejected
+
+        if self._store is None:
+            raise InvalidFlow("rejected rows lie in the job's snapshots; connect with snapshots= to read them")
+        return rejected(self._store)
 
     def _check_open(self) -> None:
         """Raises what to do instead when nothing can be read here any more."""
@@ -81,9 +118,14 @@ class Snapshot(Reads):
     """Everything at one position: repeatable reads. `position` maps each split to ``(offset, floors)``."""
 
     def __init__(
-        self, reader: FlightReader, cut: int | None, position: Mapping[str, tuple[int, int]], stack: ExitStack
+        self,
+        reader: FlightReader,
+        cut: int | None,
+        position: Mapping[str, tuple[int, int]],
+        stack: ExitStack,
+        store: Store | None = None,
     ) -> None:
-        super().__init__(reader, cut)
+        super().__init__(reader, cut, store=store)
         self.position = position
         self._stack = stack
 
@@ -98,13 +140,21 @@ class Job(Reads):
     """A job that runs on a Dask cluster. It lives as long as the cluster does, also without this object."""
 
     def __init__(
-        self, name: str, client: Client, reader: FlightReader, owned: ExitStack, clock: Clock | None = None
+        self, name: str, client: Client, reader: FlightReader, owned: ExitStack, store: Store | None = None
     ) -> None:
-        super().__init__(reader)
+        super().__init__(reader, store=store)
         self.name, self.client = name, client
         self._owned = owned  # what `start` made for this job alone: its cluster and client
-        self._clock = clock or SystemClock()
+        self._clock: Clock = SystemClock()
         self._last: dict[str, Any] = {}
+        self._run: int | None = (
+            None  # the run that `start` began: what is asked of it is not asked of one that took over
+        )
+
+    def _ask(self, operation: str, **arguments: Any) -> Any:
+        if self._run is not None:
+            arguments["run"] = self._run
+        return request(self.client, operation, self.name, **arguments)
 
     def _check_open(self) -> None:
         if self._last:
@@ -115,7 +165,7 @@ class Job(Reads):
         """What the job is doing: its state, partitions, splits, snapshots, and what troubles it. Also after it was stopped."""
         if self._last.get("state") in ("stopped", "fenced"):
             return self._last
-        return dict(request(self.client, "status", self.name))
+        return dict(self._ask("status", within=10 * ANSWER))
 
     @property
     def address(self) -> str:
@@ -129,9 +179,10 @@ class Job(Reads):
         """One consistent cut of everything, fresh: made now, kept on the workers while it is read. `Unavailable` if it cannot be made
         within `timeout` seconds."""
         self._check_open()
-        cut = request(self.client, "cut", self.name, timeout=arguments.seconds("timeout", timeout))
+        cut = self._ask("cut", timeout=arguments.seconds("timeout", timeout))
+        self._reader.keep_cut(cut["cut"])
         position = {split: (place[0], place[1]) for split, place in cut["position"].items()}
-        return Snapshot(self._reader, cut["cut"], position, ExitStack())
+        return Snapshot(self._reader, cut["cut"], position, ExitStack(), self._store)
 
     def wait(self, timeout: float | None = None) -> None:
         """Until finite input is read to its end, every window is closed and every output is written.
@@ -158,14 +209,14 @@ class Job(Reads):
     def drain(self, timeout: float | None = 120.0) -> None:
         """End the sources where they are now, close the last windows, finish all files, and wait for that."""
         timeout = None if timeout is None else arguments.seconds("timeout", timeout)
-        request(self.client, "drain", self.name)
+        self._ask("drain")
         self.wait(timeout)
 
     def stop(self, *, snapshot: bool = True) -> None:
         """A last snapshot, then everything of this job is gone: actors, ports, and the cluster if `start` made it. Safe to repeat."""
         if not self._last:
             try:
-                self._last = dict(request(self.client, "stop", self.name, snapshot=snapshot))
+                self._last = dict(self._ask("stop", snapshot=snapshot))
             except FlowstateError:
                 self._last = {"name": self.name, "state": "stopped", "problems": {}, "partitions": {}, "splits": {}}
                 self._close()
@@ -207,12 +258,16 @@ def _pause(seconds: float) -> None:
     Event().wait(seconds)
 
 
-def attach(name: str | None = None, client: Client | None = None) -> Job:
-    """The running job `name` (the only one, if not given) on the cluster of `client` (the current one, if not given)."""
+def attach(
+    name: str | None = None, client: Client | None = None, *, storage_options: Mapping[str, Any] | None = None
+) -> Job:
+    """The running job `name` (the only one, if not given) on the cluster of `client` (the current one, if not given).
+
+    `storage_options` are those of its snapshots: with them, partitions that are away are answered for by what they saved last.
+    """
     from distributed import get_client
 
-    from flowstate_flight.client import FlightReader
-
+    storage_options = arguments.options("storage_options", storage_options)
     if client is None:
         try:
             client = get_client()
@@ -228,21 +283,68 @@ def attach(name: str | None = None, client: Client | None = None) -> Job:
         name = jobs[0]
     if name not in jobs:
         raise InvalidFlow(f"no job {name!r} on this cluster{did_you_mean(name, jobs)}")
-    return Job(name, client, FlightReader(directory_source(client, name), name), ExitStack())
+    url = request(client, "status", name)["snapshots"]
+    hint = "" if storage_options else "; give fs.attach the storage_options= of these snapshots"
+    saved = saved_states(url, storage_options, name, hint)
+    return Job(name, client, job_reader(client, name, saved), ExitStack(), saved.store)
+
+
+def job_reader(client: Client, name: str, saved: SavedStates) -> FlightReader:
+    """A reader that asks the cluster where the job is, and its workers or its snapshots when that does not answer."""
+    from flowstate_flight.client import FlightReader
+
+    return FlightReader(directory_source(client, name), name, saved=saved)
+
+
+def saved_states(url: str, storage_options: Mapping[str, Any], name: str | None = None, hint: str = "") -> SavedStates:
+    """The saved side of the job whose snapshots are at `url`."""
+    from flowstate.runtime.saved_states import SavedStates
+    from flowstate.store import Store
+
+    return SavedStates(Store.open(url, **storage_options), SystemClock(), name, hint)
 
 
 def directory_source(client: Client, name: str) -> Any:
     """How a reader of this job asks for a newer directory."""
     from flowstate.view.directory import Directory
 
-    return lambda: Directory.from_json(request(client, "directory", name))
+    return lambda: Directory.from_json(request(client, "directory", name, within=ANSWER))
 
 
-def connect(address: str, job: str | None = None) -> Reads:
-    """Read a job through the Flight address of any of its workers; no Dask needed. ``fs.connect("grpc://127.0.0.1:4711").sql(...)``"""
-    from flowstate_flight.client import connect as connect_reader
+def connect(
+    address: str | None = None,
+    job: str | None = None,
+    *,
+    snapshots: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    max_age: float | None = None,
+    patience: float = 10.0,
+) -> Reads:
+    """Read a job without Dask: through the Flight address of any of its workers, ``fs.connect("grpc://127.0.0.1:4711").sql(...)``, or by
+    its `snapshots`, or both.
 
-    return Reads(connect_reader(arguments.name("address", address), job))
+    With `snapshots` the job is found wherever it runs, and found again when it is started anew on other ports or another cluster; while a
+    part of it, or all of it, is down, what it saved last answers, if that is not older than `max_age` seconds (see `Reads`).
+    `patience`: seconds for one read in all. Raises `Unavailable` if nothing is live or saved, `InvalidFlow` if no job ever was.
+    """
+    from flowstate_flight.client import FlightReader
+    from flowstate_flight.mapping import checked_age
+
+    if address is None and snapshots is None:
+        raise InvalidFlow("say where the job is: the Flight address of one of its workers, or snapshots=")
+    source = [] if address is None else arguments.name("address", address)
+    name = None if job is None else arguments.name("job", job)
+    patience = arguments.seconds("patience", patience)
+    storage_options = arguments.options("storage_options", storage_options)
+    saved = None if snapshots is None else saved_states(arguments.place("snapshots", snapshots), storage_options, name)
+    max_age = checked_age(max_age)
+    reader = FlightReader(source, name, saved=saved, patience=patience)
+    try:
+        reader.views()
+    except BaseException:
+        reader.close()
+        raise
+    return Reads(reader, max_age=max_age, store=None if saved is None else saved.store)
 
 
 def open_snapshot(url: str | os.PathLike[str], at: int | None = None, **storage_options: Any) -> Snapshot:
@@ -265,4 +367,4 @@ def open_snapshot(url: str | os.PathLike[str], at: int | None = None, **storage_
     reader = FlightReader(lambda: directory)
     stack.callback(reader.close)
     position = {split: (place.offset, place.floors) for split, place in saved.cut.position.items()} if saved.cut else {}
-    return Snapshot(reader, None, position, stack)
+    return Snapshot(reader, None, position, stack, saved.store)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from flowstate.api import arguments
-from flowstate.api.job import Job, directory_source
+from flowstate.api.job import Job, job_reader, saved_states
 from flowstate.api.own_cluster import own_cluster
-from flowstate.api.remote import request, unwrap
+from flowstate.api.remote import unwrap
 from flowstate.api.stream import Flow, Output, View
 from flowstate.clock import SystemClock
-from flowstate.errors import InvalidFlow, Unavailable
+from flowstate.errors import Fenced, FlowstateError, InvalidFlow, Unavailable
 from flowstate.plan.compile import compile as compile_plan
-from flowstate.plan.spec import JobPlan
 from flowstate.runtime.job_spec import JobSpec
 
 if TYPE_CHECKING:
@@ -37,37 +36,33 @@ def start(
     key_groups: int = 128,
     storage_options: Mapping[str, Any] | None = None,
     timeout: float = 120.0,
+    takeover: bool = False,
+    spill: str = "10GB",
 ) -> Job:
     """Run views and sinks as one job; returns as soon as every partition serves.
 
     `snapshots` is a folder or an fsspec URL (local, ``s3://``, ``memory://`` for one process): a job resumes from what is there. `every`
     is the time between snapshots, `keep` how many stay. Without `client` a LocalCluster is made, and closed by `job.stop()`.
     `partitions` defaults to the number of workers (to that of the snapshots when it resumes). A split without a row for `idle_after`
-    holds no window open any longer. Raises `InvalidFlow` for what must be mended first (flow, source, store), `Unavailable` for what is
-    away now, or does not come up within `timeout` seconds.
+    holds no window open any longer. A job that runs already is refused, here or on another cluster; with `takeover` it is replaced: the
+    older run is fenced, and says so. While sinks are away their output waits in the snapshots, up to `spill` in all; beyond it the
+    sources pause, and everything that was read is still answered.
+
+    Raises `InvalidFlow` for what must be mended first (flow, source, store), `Unavailable` for what is away now, or does not come up
+    within `timeout` seconds.
     """
-    plan = compile_plan([_node(each) for each in outputs])
-    url = arguments.place("snapshots", snapshots)
-    if url.startswith("memory://") and client is None:
+    spec = asked(
+        outputs, snapshots, every=every, name=name, partitions=partitions, keep=keep, idle_after=idle_after,
+        key_groups=key_groups, storage_options=storage_options, takeover=takeover, spill=spill,
+    )  # fmt: skip
+    if spec.snapshots.startswith("memory://") and client is None:
         raise InvalidFlow(
             "memory:// snapshots live within one process; pass the client of a LocalCluster(processes=False), or use a folder"
         )
     if client is not None:
         arguments.client(client)
-    storage_options = arguments.options("storage_options", storage_options)
-    spec = JobSpec(
-        name="" if name is None else arguments.name("name", name),
-        plan=plan,
-        snapshots=url,
-        storage_options=storage_options,
-        partitions=0 if partitions is None else arguments.whole("partitions", partitions, 1),
-        every=arguments.period("every", every, 0.05),
-        keep=arguments.whole("keep", keep, 1),
-        key_groups=arguments.whole("key_groups", key_groups, 1),
-        idle_after=arguments.period("idle_after", idle_after, 0.001),
-    )
     timeout = arguments.seconds("timeout", timeout)
-    _check(plan, url, storage_options)
+    _check(spec)
     with ExitStack() as stack:
         Thread(target=_warm_up, daemon=True).start()  # while the cluster comes up: lookups here need the key kernels
         owns = client is None
@@ -80,20 +75,49 @@ def start(
         return job
 
 
+def asked(
+    outputs: Sequence[Flow],
+    snapshots: str | os.PathLike[str],
+    *,
+    every: str,
+    name: str | None,
+    partitions: int | None,
+    keep: int,
+    idle_after: str,
+    key_groups: int,
+    storage_options: Mapping[str, Any] | None,
+    takeover: bool,
+    spill: str,
+) -> JobSpec:
+    """The arguments of `start` as a job, as far as they can be understood without touching anything. InvalidFlow if they cannot."""
+    plan = compile_plan([_node(each) for each in outputs])
+    return JobSpec(
+        name="" if name is None else arguments.name("name", name),
+        plan=plan,
+        snapshots=arguments.place("snapshots", snapshots),
+        storage_options=arguments.options("storage_options", storage_options),
+        partitions=0 if partitions is None else arguments.whole("partitions", partitions, 1),
+        every=arguments.period("every", every, 0.05),
+        keep=arguments.whole("keep", keep, 1),
+        key_groups=arguments.whole("key_groups", key_groups, 1),
+        idle_after=arguments.period("idle_after", idle_after, 0.001),
+        spill=arguments.size("spill", spill),
+        takeover=arguments.flag("takeover", takeover),
+    )
+
+
 def _start(client: Client, asked: JobSpec, timeout: float, stack: ExitStack) -> Job:
     import cloudpickle
 
     from flowstate.runtime.host import Host
     from flowstate.runtime.supervisor import Supervisor
-    from flowstate_flight.client import FlightReader
 
-    workers = len(client.scheduler_info(n_workers=-1)["workers"])
-    if workers == 0:
+    if (workers := _workers(client)) == 0:
         raise Unavailable("the cluster has no workers; start some and try again")
     saved = _saved_job(asked.snapshots, asked.storage_options)
     spec = replace(
         asked,
-        name=asked.name or (saved.name if saved else asked.plan.routes[0].table),
+        name=asked.name or (saved.name if saved else asked.plan.name),
         partitions=asked.partitions or (saved.partitions if saved else min(workers, asked.key_groups)),
     )
     if spec.partitions > spec.key_groups:
@@ -106,15 +130,27 @@ def _start(client: Client, asked: JobSpec, timeout: float, stack: ExitStack) -> 
     if not client.run_on_scheduler(_has_hosts):  # registering again would replace the hosts, and end what they host
         client.register_plugin(Host())
     answer = client.sync(client.scheduler.flowstate_start, spec=cloudpickle.dumps(spec))
-    unwrap(answer)
-    reader = stack.enter_context(FlightReader(directory_source(client, spec.name), spec.name))
-    job = Job(spec.name, client, reader, ExitStack())
+    run = int(unwrap(answer)["run"])
+    states = saved_states(spec.snapshots, spec.storage_options, spec.name)
+    reader = stack.enter_context(job_reader(client, spec.name, states))
+    job = Job(spec.name, client, reader, ExitStack(), states.store)
+    job._run = run
     try:
         _wait_until_up(job, timeout)
     except BaseException:
-        request(client, "stop", spec.name, snapshot=False)
+        with suppress(FlowstateError):  # fenced: what runs now is another's
+            job._ask("stop", snapshot=False)
         raise
     return job
+
+
+def _workers(client: Client, patience: float = 10.0) -> int:
+    """How many there are. If there is none, a nanny may be starting one just now."""
+    clock, pause = SystemClock(), Event()
+    deadline = clock.monotonic() + patience
+    while not (found := len(client.scheduler_info(n_workers=-1)["workers"])) and clock.monotonic() < deadline:
+        pause.wait(0.1)
+    return found
 
 
 def _warm_up() -> None:
@@ -134,14 +170,14 @@ def _has_hosts(dask_scheduler: Scheduler) -> bool:
 
 
 def _wait_until_up(job: Job, timeout: float) -> None:
-    from threading import Event
-
     clock, pause = SystemClock(), Event()
     deadline = clock.monotonic() + timeout
     while True:
         status = job.status()
         if status["ready"] or status["state"] == "finished":
             return
+        if status["state"] in ("fenced", "stopped"):
+            raise Fenced(status["problems"].get("job", f"the job was {status['state']} as it came up"), job=job.name)
         reasons = {number: each["reason"] for number, each in status["partitions"].items() if each["reason"]}
         if any(each["state"] == "failed" for each in status["partitions"].values()):
             raise Unavailable("the job did not come up", job=job.name, reasons=reasons)
@@ -156,22 +192,22 @@ def _node(output: Flow) -> Any:
     if isinstance(output, View | Output):
         return output.node
     raise InvalidFlow(
-        "start takes views and sinks; end a flow with .view(name), or with .final().sink_parquet(url)",
+        "start takes views and sinks; end a flow with .view(name), or with a sink such as .sink_parquet(url)",
         given=type(output).__name__,
     )
 
 
-def _check(plan: JobPlan, url: str, storage_options: Mapping[str, Any]) -> None:
+def _check(spec: JobSpec) -> None:
     """What would fail on the cluster, told here and now: the store, the sources, the sinks."""
-    from flowstate.sink.files import ParquetSink
+    from flowstate.sink import make_sink
     from flowstate.source import make_source
     from flowstate.store import Store
 
-    Store.open(url, **storage_options).probe()
-    for scan in plan.sources:
+    Store.open(spec.snapshots, **spec.storage_options).probe()
+    for scan in spec.plan.sources:
         make_source(scan).splits()
-    for sink in plan.sinks:
-        ParquetSink(sink).check(plan.tables[sink.table].schema)
+    for sink in spec.plan.sinks:
+        make_sink(sink).check(sink.schema(spec.plan.tables[sink.table]))
 
 
 def _saved_job(url: str, storage_options: Mapping[str, Any]) -> Any:

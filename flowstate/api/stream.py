@@ -1,7 +1,8 @@
 """Flows as a user writes them: every method adds a node to the plan and does nothing else.
 
-`Stream` is rows, `GroupBy` rows under keys, `View` a keyed table with a name, `FinalRows` and `ChangedRows` what a view gives out,
-`Output` the end of a flow. Each holds its plan node as `node`; `start` takes views and outputs.
+`Stream` is rows, `GroupBy` rows under keys, `View` a keyed table with a name, `FinalRows`, `ChangedRows` and `LateRows` what a view gives
+out, `DeadLetters` what nobody could read, `Output` the end of a flow (`output`). Each holds its plan node as `node`; `start` takes views
+and outputs.
 """
 
 from __future__ import annotations
@@ -14,16 +15,35 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from flowstate.api.output import Flow, Output, Rows, place
 from flowstate.errors import InvalidFlow
 from flowstate.plan.evaluate import Explode, Filter, MapBatches, Select
 from flowstate.plan.expr import to_expr
-from flowstate.plan.nodes import Changes, Final, Grouped, Node, Scan, Sink, Transform, grouped, named_expressions
+from flowstate.plan.nodes import Changes, Final, Grouped, Late, Node, Scan, Transform, grouped, named_expressions
+from flowstate.plan.nodes import DeadLetters as DeadLettersNode
 from flowstate.plan.nodes import View as ViewNode
 from flowstate.plan.schema import check_columns
 from flowstate.plan.spec import ScanSpec
-from flowstate.plan.window import duration
+from flowstate.plan.window import Duration, duration
 
-Duration = str | datetime.timedelta
+__all__ = [
+    "Aggregated",
+    "ChangedRows",
+    "DeadLetters",
+    "FinalRows",
+    "Flow",
+    "GroupBy",
+    "LateRows",
+    "Output",
+    "Rows",
+    "Stream",
+    "View",
+    "dead_letters",
+    "from_arrow",
+    "scan_files",
+    "scan_kafka",
+]
+
 Start = Literal["earliest", "latest"] | Mapping[int, int] | datetime.datetime
 FileFormat = Literal["json", "csv", "parquet", "arrow"]
 
@@ -35,26 +55,8 @@ _FORMATS: dict[str, FileFormat] = {
 }  # fmt: skip
 
 
-class Flow:
-    """What all parts of a flow can do."""
-
-    node: Node
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Names and types of the rows here."""
-        return self.node.schema
-
-    def explain(self) -> str:
-        """The flow up to here, a line for each step."""
-        return self.node.explain()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}\n{self.explain()}\n>"
-
-
-class Stream(Flow):
-    """Rows."""
+class Stream(Rows):
+    """Rows. Those that go to a sink leave in the order of their split, each exactly once."""
 
     def __init__(self, node: Scan | Transform) -> None:
         self.node: Scan | Transform = node
@@ -136,36 +138,50 @@ class View(Flow):
         return FinalRows(Final(self.node))
 
     def changes(self) -> ChangedRows:
-        """Every revision of every row."""
+        """Each row as it is whenever it has changed, at every save of the job, with two more columns: ``_epoch``, which grows when a
+        partition starts anew, and ``_revision``, the number of rows applied to the key. The greatest ``(_epoch, _revision)`` of a key is
+        what holds; revisions between two saves are passed over."""
         return ChangedRows(Changes(self.node))
 
+    def late(self) -> LateRows:
+        """Rows that came after their window had closed, so that no view has them: ``split`` and ``offset``, then their columns. Also
+        without a sink they are counted, and the newest can be asked: ``job["<view>_late"]``."""
+        return LateRows(Late(self.node))
 
-class FinalRows(Flow):
+
+class FinalRows(Rows):
     """Rows that do not change any more."""
 
     def __init__(self, node: Final) -> None:
         self.node: Final = node
 
-    def sink_parquet(
-        self, url: str | os.PathLike[str], *, partition_by: str | Iterable[str] = (), **options: Any
-    ) -> Output:
-        """Parquet files under `url` (any fsspec URL), in folders ``column=value`` of `partition_by`."""
-        columns = (partition_by,) if isinstance(partition_by, str) else tuple(partition_by)
-        return Output(Sink(self.node, "parquet", _place("sink_parquet", url), {"partition_by": columns, **options}))
 
-
-class ChangedRows(Flow):
+class ChangedRows(Rows):
     """Revisions of rows."""
 
     def __init__(self, node: Changes) -> None:
         self.node: Changes = node
 
 
-class Output(Flow):
-    """The end of a flow."""
+class LateRows(Rows):
+    """Rows that came too late for a view."""
 
-    def __init__(self, node: Sink) -> None:
-        self.node: Sink = node
+    def __init__(self, node: Late) -> None:
+        self.node: Late = node
+
+
+class DeadLetters(Rows):
+    """What could not be read or computed."""
+
+    def __init__(self, node: DeadLettersNode) -> None:
+        self.node: DeadLettersNode = node
+
+
+def dead_letters() -> DeadLetters:
+    """What could not be read or computed, of all sources of the job that this is an output of: source, split, offset, view, reason, the
+    record as it stood in the log, and the log's own time of it. Also without a sink it is counted, and its newest can be asked:
+    ``job["dead_letters"]``."""
+    return DeadLetters(DeadLettersNode())
 
 
 def scan_kafka(
@@ -178,6 +194,7 @@ def scan_kafka(
     lateness: Duration = "0s",
     max_ahead: Duration | None = "1d",
     start: Start = "earliest",
+    lost: Literal["refuse", "skip"] = "refuse",
     config: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> Stream:
@@ -185,6 +202,8 @@ def scan_kafka(
 
     `event_time` names the column that says when it happened; `lateness` is how far rows of a split may be out of order; a row more
     than `max_ahead` past its record's own time is a dead letter. `start` counts only when a job starts for the first time.
+    `lost` is what happens when retention has deleted offsets before they were read: the split is refused, with the numbers, until
+    somebody decides; or the stretch is skipped, and is one dead letter that says how much is missing.
     `config` has any setting of librdkafka (``{"security.protocol": "SASL_SSL", ...}``). `name` is what the job calls the source.
     """
     if not isinstance(topic, str) or not topic:
@@ -192,9 +211,10 @@ def scan_kafka(
     if not isinstance(bootstrap, str) or not bootstrap:
         raise InvalidFlow("scan_kafka needs bootstrap='host:port'", topic=topic)
     _one_of("format", format, ("json", "csv", "arrow"))
+    _one_of("lost", lost, ("refuse", "skip"))
     options = {
-        "topic": topic, "bootstrap": bootstrap, "format": format, "start": _start(start), "config": dict(config or {}),
-        "name": name or topic,
+        "topic": topic, "bootstrap": bootstrap, "format": format, "start": _start(start), "lost": lost,
+        "config": dict(config or {}), "name": name or topic,
     }  # fmt: skip
     return _scan("kafka", name or topic, schema, event_time, lateness, max_ahead, options)
 
@@ -222,7 +242,7 @@ def scan_files(
     first bytes, so that a renamed one is not read twice, or by its path (`identity`). `name` is what the job calls the source: it is
     part of what a file is known by.
     """
-    url = _place("scan_files", url)
+    url = place("scan_files", url)
     chosen = _one_of("format", format, ("json", "csv", "parquet", "arrow")) if format else _format_of(url)
     if schema is None:
         raise InvalidFlow(
@@ -276,13 +296,6 @@ def _scan(
     schema = check_columns(schema, "from_arrow" if kind == "arrow" else f"scan_{kind}")
     ahead = None if max_ahead is None or event_time is None else duration(max_ahead)
     return Stream(Scan(ScanSpec(name, kind, schema, event_time, duration(lateness), ahead, options)))
-
-
-def _place(method: str, url: str | os.PathLike[str]) -> str:
-    place = os.fspath(url) if isinstance(url, str | os.PathLike) else ""
-    if not isinstance(place, str) or not place:
-        raise InvalidFlow(f"{method} takes a path or URL", url=repr(url))
-    return place
 
 
 def _one_of(what: str, value: Any, known: tuple[str, ...]) -> Any:

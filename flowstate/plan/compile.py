@@ -1,19 +1,34 @@
-"""From the outputs of a flow to its plan: sources read once, a route for each view, tables, sinks."""
+"""From the outputs of a flow to its plan: sources read once, a route for each view and each stream that goes out, tables, sinks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import pyarrow as pa
 
 from flowstate.errors import InvalidFlow
 from flowstate.plan.evaluate import Step
 from flowstate.plan.expr import Aggregate, Call, Expr
-from flowstate.plan.nodes import Changes, Final, Grouped, Node, Scan, Sink, Transform, View
+from flowstate.plan.nodes import (
+    Changes,
+    DeadLetters,
+    Final,
+    Grouped,
+    Late,
+    Node,
+    Scan,
+    Sink,
+    Transform,
+    View,
+    placed_schema,
+)
+from flowstate.plan.places import check_places
 from flowstate.plan.position import OFFSET, TIME
 from flowstate.plan.spec import (
     DEAD_LETTER_SCHEMA,
     DEAD_LETTERS,
+    REVISIONS,
     AggregateSpec,
     AppendSpec,
     JobPlan,
@@ -23,31 +38,42 @@ from flowstate.plan.spec import (
     TableSpec,
 )  # fmt: skip
 
+Stream = Scan | Transform
+
 
 def compile(outputs: Sequence[Node]) -> JobPlan:
     """The plan of a job with these outputs: views and sinks. The view of a sink is part of the job without being named."""
     views: list[View] = []
-    sinks: list[SinkSpec] = []
+    streams: list[Stream] = []
     for output in outputs:
-        view = _view(output)
-        if all(view is not each for each in views):
-            views.append(view)
-        if isinstance(output, Sink):
-            sinks.append(SinkSpec("parquet", view.name, output.url, "final", dict(output.options)))
-    if not views:
-        raise InvalidFlow("a job needs an output: a view, or a sink of its final() rows")
-    _refuse_twice([f"{sink.url}" for sink in sinks], "two sinks write to the same place; give each its own", "url")
+        before = output.before if isinstance(output, Sink) else output
+        if isinstance(before, Scan | Transform):
+            if not isinstance(output, Sink):
+                raise InvalidFlow(
+                    "rows are no output by themselves; end them with a sink, such as .sink_parquet(url), or with "
+                    ".group_by(...).agg(...).view('name')",
+                    output=str(output),
+                )
+            if all(before is not each for each in streams):
+                streams.append(before)
+        elif not isinstance(before, DeadLetters):
+            view = _view(output)
+            if all(view is not each for each in views):
+                views.append(view)
+        elif not isinstance(output, Sink):
+            raise InvalidFlow("dead_letters() is no output by itself; end it with a sink, such as .sink_json(url)")
+    if not views and not streams:
+        message = "a job needs an output: a view, or a sink of rows"
+        hint = "; dead_letters() are those of the job's other outputs" if outputs else ""
+        raise InvalidFlow(message + hint)
+    revisions = {
+        each.before.before.name for each in outputs if isinstance(each, Sink) and isinstance(each.before, Changes)
+    }
     scans: list[Scan] = []
     routes: list[Route] = []
     tables: dict[str, TableSpec | AppendSpec] = {}
-    for view in views:
-        scan, steps = _steps(view.before.before)
-        if all(scan is not each for each in scans):
-            scans.append(scan)
-        table, route = _route(view, next(at for at, each in enumerate(scans) if each is scan), steps)
-        made: list[TableSpec | AppendSpec] = [table]
-        if route.late_table is not None:
-            made.append(AppendSpec(route.late_table, route.late_schema))
+
+    def add(route: Route, *made: TableSpec | AppendSpec) -> None:
         for each in made:
             if each.name in tables or each.name == DEAD_LETTERS:
                 raise InvalidFlow(
@@ -55,12 +81,65 @@ def compile(outputs: Sequence[Node]) -> JobPlan:
                 )
             tables[each.name] = each
         routes.append(route)
+
+    for view in views:
+        source, steps = _steps(view.before.before, scans)
+        table, route = _route(view, source, steps, view.name in revisions)
+        late = [] if route.late_table is None else [AppendSpec(route.late_table, route.late_schema)]
+        add(route, table, *late)
+    for number, stream in enumerate(streams):
+        source, steps = _steps(stream, scans)
+        add(*_stream(stream, _stream_table(number), source, steps))
     _refuse_twice(
         [scan.spec.name for scan in scans],
         "two sources have the same name; build both views on one scan, or give each scan its own name=...", "source",
     )  # fmt: skip
     tables[DEAD_LETTERS] = AppendSpec(DEAD_LETTERS, DEAD_LETTER_SCHEMA)
+    sinks = [_sink(output, streams, tables) for output in outputs if isinstance(output, Sink)]
+    check_places(sinks, [scan.spec for scan in scans])
     return JobPlan(tuple(_spec(scan) for scan in scans), tuple(routes), tables, tuple(sinks))
+
+
+def _sink(output: Sink, streams: Sequence[Stream], tables: Mapping[str, TableSpec | AppendSpec]) -> SinkSpec:
+    before, options = output.before, dict(output.options)
+    if isinstance(before, Final | Changes):
+        table = tables[before.before.name]
+        assert isinstance(table, TableSpec)
+        mode: Literal["final", "changes"] = "final" if isinstance(before, Final) else "changes"
+        return SinkSpec(output.kind, table.name, output.url, mode, options, (), tuple(table.key_schema.names))
+    if isinstance(before, Late):
+        return SinkSpec(output.kind, _late_table(before.before), output.url, "append", options)
+    if isinstance(before, DeadLetters):
+        return SinkSpec(output.kind, DEAD_LETTERS, output.url, "append", options)
+    name = _stream_table(next(number for number, each in enumerate(streams) if each is before))
+    columns = tuple(zip(tables[name].schema.names[2:], before.schema.names, strict=True))  # not the row's place
+    return SinkSpec(output.kind, name, output.url, "append", options, columns)
+
+
+def _stream_table(number: int) -> str:
+    return f"_stream_{number + 1}"
+
+
+def _late_table(view: View) -> str:
+    return f"{view.name}_late"
+
+
+def _stream(stream: Stream, name: str, source: int, steps: tuple[Step, ...]) -> tuple[Route, AppendSpec]:
+    schema = placed_schema(stream.schema)
+    route = Route(
+        table=name,
+        late_table=None,
+        source=source,
+        steps=steps,
+        keys=(),
+        window=None,
+        window_column=None,
+        inputs=(),
+        schema=schema,
+        late_schema=None,
+        append=True,
+    )
+    return route, AppendSpec(name, schema, keep_rows=0, internal=True)
 
 
 def _spec(scan: Scan) -> ScanSpec:
@@ -74,39 +153,40 @@ def _refuse_twice(names: Sequence[str], message: str, fact: str) -> None:
 
 
 def _view(output: Node) -> View:
+    """The view that an output of keyed rows hangs on."""
     if isinstance(output, View):
         return output
     if isinstance(output, Sink):
-        if isinstance(output.before, Final):
+        if isinstance(output.before, Final | Changes | Late):
             return output.before.before
         raise InvalidFlow(
-            "a sink takes the final() rows of a view in this version", sink=str(output), input=str(output.before)
+            "a sink takes rows, or the final(), changes() or late() rows of a view",
+            sink=str(output),
+            input=str(output.before),
         )
-    if isinstance(output, Final):
-        raise InvalidFlow("final() is no output by itself; end it with .sink_parquet(...)", view=output.before.name)
-    if isinstance(output, Changes):
-        raise InvalidFlow("changes() has no sink in this version; start the view itself", view=output.before.name)
+    if isinstance(output, Final | Changes | Late):
+        raise InvalidFlow(
+            f"{output} is no output by itself; end it with a sink, such as .sink_parquet(url)", view=output.before.name
+        )
     if isinstance(output, Grouped):
         raise InvalidFlow("an output needs a name; end it with .view('name')", output=str(output))
-    if isinstance(output, (Scan, Transform)):
-        raise InvalidFlow(
-            "an output of a job is a view, or a sink of its final() rows; write .group_by(...).agg(...).view('name')",
-            output=str(output),
-        )
     raise InvalidFlow("this is no part of a flow", got=repr(output))
 
 
-def _steps(node: Node) -> tuple[Scan, tuple[Step, ...]]:
+def _steps(node: Node, scans: list[Scan]) -> tuple[int, tuple[Step, ...]]:
+    """The number of the scan that `node` hangs on, which is added to `scans` if it is new, and the steps from there."""
     steps: list[Step] = []
     while isinstance(node, Transform):
         steps.append(node.step)
         node = node.before
     if not isinstance(node, Scan):
         raise InvalidFlow("a view cannot feed another view in this version", input=str(node))
-    return node, tuple(reversed(steps))
+    if all(node is not each for each in scans):
+        scans.append(node)
+    return next(at for at, each in enumerate(scans) if each is node), tuple(reversed(steps))
 
 
-def _route(view: View, source: int, steps: tuple[Step, ...]) -> tuple[TableSpec, Route]:
+def _route(view: View, source: int, steps: tuple[Step, ...], revisions: bool) -> tuple[TableSpec, Route]:
     group, before = view.before, view.before.before.schema
     keys = tuple(pa.field(name, expr.type_in(before)) for name, expr in group.keys)
     taken = {each.name for each in keys} | ({group.window.name, group.window.end_name} if group.window else set())
@@ -123,15 +203,17 @@ def _route(view: View, source: int, steps: tuple[Step, ...]) -> tuple[TableSpec,
             column, type_ = inputs[str(expr)][0], expr.type_in(before)
         result = aggregate.type_in(before)
         aggregates.append(AggregateSpec(name, aggregate.function, column, type_, result, dict(aggregate.options)))
+    if revisions:
+        aggregates.append(AggregateSpec(REVISIONS, "len", None, None, pa.int64()))
     table = TableSpec(
         view.name, keys, group.window, tuple(aggregates), group.window.time_type if group.window else None
     )
     late_schema = None
     if group.window is not None and (group.window.grace is not None or group.window.keep is not None):
-        late_schema = _late_schema(before)
+        late_schema = placed_schema(before)
     route = Route(
         table=view.name,
-        late_table=None if late_schema is None else f"{view.name}_late",
+        late_table=None if late_schema is None else _late_table(view),
         source=source,
         steps=steps,
         keys=group.keys,
@@ -164,17 +246,3 @@ def _routed_schema(table: TableSpec, inputs: dict[str, pa.DataType]) -> pa.Schem
         pa.field(OFFSET, pa.int64()),
     ]
     return pa.schema([*fields, pa.field(TIME, pa.int64())] if table.ordered else fields)
-
-
-def _late_schema(before: pa.Schema) -> pa.Schema:
-    """`split` and `offset`, then the stream's columns; a column of theirs that is called so gets another name."""
-    fields = [pa.field("split", pa.string(), nullable=False), pa.field("offset", pa.int64(), nullable=False)]
-    names = {"split", "offset", *before.names}
-    for each in before:
-        name = each.name
-        if name in ("split", "offset"):
-            while name in names:
-                name += "_value"
-            names.add(name)
-        fields.append(each.with_name(name))
-    return pa.schema(fields)

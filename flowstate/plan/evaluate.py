@@ -252,6 +252,8 @@ def prepare(route: Route, batch: pa.RecordBatch, split: str) -> Prepared:
     data = batch
     for step in route.steps:
         data = _stepped(step, data, failed)
+    if route.append:
+        return Prepared(_placed(data, split, route.schema), None, _lost(failed))
     while True:
         known = len(failed)
         columns = _columns(route, data, failed)
@@ -360,9 +362,7 @@ def _divided(
     route: Route, data: pa.RecordBatch, columns: list[pa.Array], split: str, failed: Mapping[int, str]
 ) -> Prepared:
     """Rows in time, and late ones."""
-    lost = pa.RecordBatch.from_arrays(
-        [pa.array(list(failed), pa.int64()), pa.array(list(failed.values()), pa.string())], schema=FAILED_SCHEMA
-    )
+    lost = _lost(failed)
     rows = pa.RecordBatch.from_arrays(columns, schema=route.schema)
     if route.window is None or route.late_schema is None:
         return Prepared(rows, None, lost)
@@ -370,6 +370,16 @@ def _divided(
     late = route.window.closes_array(ends) <= data.column(WATERMARK).to_numpy()
     if not late.any():
         return Prepared(rows, _empty(route.late_schema), lost)
-    missed = data.filter(pa.array(late))
-    kept = [pa.repeat(pa.scalar(split), missed.num_rows), missed.column(OFFSET), *_visible(missed).columns]
-    return Prepared(rows.filter(pa.array(~late)), pa.RecordBatch.from_arrays(kept, schema=route.late_schema), lost)
+    missed = _placed(data.filter(pa.array(late)), split, route.late_schema)
+    return Prepared(rows.filter(pa.array(~late)), missed, lost)
+
+
+def _placed(data: pa.RecordBatch, split: str, schema: pa.Schema) -> pa.RecordBatch:
+    """Rows of an append table: split and offset, then the visible columns."""
+    columns = [pa.repeat(pa.scalar(split), data.num_rows), data.column(OFFSET), *_visible(data).columns]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _lost(failed: Mapping[int, str]) -> pa.RecordBatch:
+    columns = [pa.array(list(failed), pa.int64()), pa.array(list(failed.values()), pa.string())]
+    return pa.RecordBatch.from_arrays(columns, schema=FAILED_SCHEMA)

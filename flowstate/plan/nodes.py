@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -15,7 +15,7 @@ from flowstate.errors import InvalidFlow, did_you_mean
 from flowstate.plan.evaluate import Step
 from flowstate.plan.expr import Aggregate, Expr, col, to_expr
 from flowstate.plan.schema import check_columns, check_key, check_name, check_unique
-from flowstate.plan.spec import ScanSpec
+from flowstate.plan.spec import DEAD_LETTER_SCHEMA, EPOCH, REVISION, ScanSpec
 from flowstate.plan.window import Window, WindowSpec
 
 
@@ -144,8 +144,7 @@ class Final(Node):
     schema: pa.Schema = field(init=False)
 
     def __post_init__(self) -> None:
-        window = self.before.before.window
-        if window is None or (window.grace is None and window.keep is None):
+        if not _closes(self.before):
             raise InvalidFlow(
                 "only windows that close have final rows: group by a window with grace, like month=window('at', every='1mo', "
                 "grace='3d')",
@@ -163,13 +162,20 @@ class Final(Node):
 
 @dataclass(frozen=True, eq=False)
 class Changes(Node):
-    """Every revision of the rows of a view."""
+    """Revisions of the rows of a view: its columns, then `EPOCH` and `REVISION`."""
 
     before: View
     schema: pa.Schema = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schema", self.before.schema)
+        for name in (EPOCH, REVISION):
+            if name in self.before.schema.names:
+                raise InvalidFlow(
+                    f"changes() adds the columns {EPOCH} and {REVISION}; give the view's column another name",
+                    view=self.before.name, column=name,
+                )  # fmt: skip
+        added = [pa.field(name, pa.int64(), nullable=False) for name in (EPOCH, REVISION)]
+        object.__setattr__(self, "schema", pa.schema([*self.before.schema, *added]))
 
     @property
     def input(self) -> Node:
@@ -180,27 +186,84 @@ class Changes(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Sink(Node):
-    """An output of rows to a place outside."""
+class Late(Node):
+    """The rows that came after their window had closed: `split` and `offset`, then the columns of the stream that was grouped."""
 
-    before: Node
-    kind: str
-    url: str
-    options: Mapping[str, Any]
+    before: View
     schema: pa.Schema = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schema", self.before.schema)
-        for name in self.options.get("partition_by", ()):
-            if name not in self.schema.names:
-                raise InvalidFlow(f"partition_by names no column: {name!r}{did_you_mean(name, self.schema.names)}")
+        if not _closes(self.before):
+            raise InvalidFlow(
+                "only windows that close have late rows: group by a window with grace, like month=window('at', every='1mo', "
+                "grace='3d')",
+                view=self.before.name,
+            )
+        object.__setattr__(self, "schema", placed_schema(self.before.before.before.schema))
 
     @property
     def input(self) -> Node:
         return self.before
 
     def __str__(self) -> str:
-        return f"sink_{self.kind}({self.url!r})"
+        return "late()"
+
+
+@dataclass(frozen=True, eq=False)
+class DeadLetters(Node):
+    """What could not be read or computed, of all sources of the job."""
+
+    schema: pa.Schema = DEAD_LETTER_SCHEMA
+
+    def __str__(self) -> str:
+        return "dead_letters()"
+
+
+@dataclass(frozen=True, eq=False)
+class Sink(Node):
+    """An output of rows to a place outside."""
+
+    before: Node
+    kind: Literal["parquet", "csv", "json", "kafka", "http"]
+    url: str
+    options: Mapping[str, Any]
+    schema: pa.Schema = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schema", self.before.schema)
+
+    @property
+    def input(self) -> Node:
+        return self.before
+
+    def __str__(self) -> str:
+        return f"sink_{self.kind}({shown_url(self.url)!r})"
+
+
+def shown_url(url: str) -> str:
+    """Without its query, which may hold a secret."""
+    place, query, _ = url.partition("?")
+    return place + "?..." if query else place
+
+
+def _closes(view: View) -> bool:
+    window = view.before.window
+    return window is not None and (window.grace is not None or window.keep is not None)
+
+
+def placed_schema(schema: pa.Schema) -> pa.Schema:
+    """Of rows of a stream with their place: `split` and `offset`, then the stream's columns; one of theirs that is called so gets another
+    name."""
+    fields = [pa.field("split", pa.string(), nullable=False), pa.field("offset", pa.int64(), nullable=False)]
+    names = {"split", "offset", *schema.names}
+    for each in schema:
+        name = each.name
+        if name in ("split", "offset"):
+            while name in names:
+                name += "_value"
+            names.add(name)
+        fields.append(each.with_name(name))
+    return pa.schema(fields)
 
 
 def columns_text(schema: pa.Schema) -> str:

@@ -25,7 +25,12 @@ def load_tables(data: Mapping[str, Any]) -> dict[str, TableSpec | AppendSpec]:
 
 def _dump_table(spec: TableSpec | AppendSpec) -> dict[str, Any]:
     if isinstance(spec, AppendSpec):
-        return {"kind": "append", "schema": _schema(spec.schema), "keep_rows": spec.keep_rows}
+        return {
+            "kind": "append",
+            "schema": _schema(spec.schema),
+            "keep_rows": spec.keep_rows,
+            "internal": spec.internal,
+        }
     return {
         "kind": "keyed",
         "keys": _schema(pa.schema(spec.keys)),
@@ -47,7 +52,7 @@ def _dump_table(spec: TableSpec | AppendSpec) -> dict[str, Any]:
 
 def _load_table(name: str, data: Mapping[str, Any]) -> TableSpec | AppendSpec:
     if data["kind"] == "append":
-        return AppendSpec(name, _load_schema(data["schema"]), data["keep_rows"])
+        return AppendSpec(name, _load_schema(data["schema"]), data["keep_rows"], data.get("internal", False))
     aggregates = tuple(
         AggregateSpec(
             each["name"],

@@ -33,7 +33,10 @@ _MONDAY = 4 * DAY  # 1970-01-05
 _LEAST, _MOST = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 
-def duration(text: str | datetime.timedelta) -> int:
+Duration = str | datetime.timedelta
+
+
+def duration(text: Duration) -> int:
     """Microseconds of ``"12h"``, ``"1h30m"``, ``"500ms"`` (units us, ms, s, m, h, d, w), or of a timedelta."""
     if isinstance(text, datetime.timedelta):
         micros = text // datetime.timedelta(microseconds=1)

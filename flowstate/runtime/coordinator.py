@@ -83,6 +83,7 @@ class Member:
     worker: str | None = None
     reason: str | None = None
     failures: int = 0
+    refused: bool = False  # the store did not take the last claim
     failed_at: float = 0.0
     live_since: float = 0.0
     report: dict[str, Any] = field(default_factory=dict)
@@ -94,19 +95,30 @@ class Limits:
 
     cut: float = 5.0
     start: float = 120.0
+    settled: float = 5.0
     failures: int = 5
     backoff: float = 0.5
 
 
 class Coordinator:
-    """One job. `splits` are those of the split records; readers are appointed when partitions are live."""
+    """One job. `splits` are those of the split records; readers are appointed when partitions are live. `spill`: bytes of output that
+    may wait for sinks before nothing is read any more."""
 
-    def __init__(self, partitions: int, splits: Mapping[str, SplitEntry], *, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(
+        self,
+        partitions: int,
+        splits: Mapping[str, SplitEntry],
+        *,
+        limits: Limits | None = None,
+        spill: int | None = None,
+    ) -> None:
+        self.limits, self.spill = limits or Limits(), spill
+        self.spilled = 0
         self.members = {number: Member(number) for number in range(partitions)}
         self.workers: dict[str, str] = {}  # worker address -> Flight location
         self.table = Table(version=1, splits=dict(splits))
         self.raising: dict[str, int] = {}  # split -> partition that is to read it
+        self.warm: set[str] = set()
         self.raised: dict[str, int] = {}  # split -> greatest reader epoch that is known to be raised
         self.joining: set[str] = set()  # splits found later that no reader may begin yet
         self.first_floors: dict[str, Floor] = {}  # of splits that join, until a reader is there
@@ -121,15 +133,22 @@ class Coordinator:
         self.workers[address] = location
         return self.tick(now)
 
-    def worker_lost(self, address: str, now: float) -> list[Instruction]:
+    def worker_warm(self, address: str) -> None:
+        """Its kernels are loaded. A process that has just begun needs seconds for that, which a recovery does not have."""
+        self.warm.add(address)
+
+    def worker_lost(self, address: str, now: float, reason: str = "its worker was lost") -> list[Instruction]:
         """Its partitions are vacant, and nobody reads their splits."""
         self.workers.pop(address, None)
+        self.warm.discard(address)
         out: list[Instruction] = []
         for member in self.members.values():
             if member.worker == address and member.state != "failed":
-                # A machine that dies is not the partition's failure, however often: it waits longer, and is never given up for it.
-                member.failures = min(member.failures, self.limits.failures - 1)
-                out += self._vacate(member, "its worker was lost", now)
+                # A machine that dies is not the partition's failure, however often: it is never given up for it, and waits longer only
+                # if it had hardly come up, since then it may be what kills its workers.
+                lived = member.state in ("live", "ended") and now - member.live_since > self.limits.settled
+                member.failures = 0 if lived else min(member.failures, self.limits.failures - 1)
+                out += self._vacate(member, reason, now)
         return out + self.tick(now)
 
     def _vacate(self, member: Member, reason: str, now: float) -> list[Instruction]:
@@ -139,37 +158,43 @@ class Coordinator:
         if now - member.live_since > 60:
             member.failures = 0
         member.failures += 1
-        member.worker, member.reason, member.failed_at = None, reason, now
-        member.state = "vacant" if member.failures <= self.limits.failures else "failed"
+        member.reason, member.failed_at = reason, now
+        return out + self._leave(member, "vacant" if member.failures <= self.limits.failures else "failed")
+
+    def _leave(self, member: Member, state: str) -> list[Instruction]:
+        """It serves and reads nothing any more."""
+        member.worker, member.state = None, state
         readers = {split: each for split, each in self.table.readers.items() if each.partition != member.number}
         self.raising = {split: number for split, number in self.raising.items() if number != member.number}
         locations = {number: each for number, each in self.table.locations.items() if number != member.number}
-        return out + self._change(readers=readers, locations=locations)
+        return self._change(readers=readers, locations=locations)
 
     def claimed(self, partition: int, epoch: int, now: float) -> list[Instruction]:
         """The epoch is durable: from now on every older incarnation is fenced."""
         member = self.members[partition]
         if member.state != "claiming":
             return []
-        worker = self._least_loaded()
+        worker = self._least_loaded(recovers=member.epoch > 0)
         if worker is None:
             member.state = "vacant"
             return []
         member.epoch, member.state, member.worker, member.live_since = epoch, "starting", worker, now
+        member.refused = False
         # In the table at once: a reader that is appointed from now on must not count attaches of the incarnations before this one.
         return [*self._change(epochs={**self.table.epochs, partition: epoch}), Create(partition, epoch, worker)]
 
     def claim_failed(self, partition: int, reason: str, now: float) -> list[Instruction]:
         member = self.members[partition]
-        member.state, member.reason, member.failed_at = "vacant", reason, now
+        member.state, member.reason, member.failed_at, member.refused = "vacant", reason, now, True
         return []
 
-    def _least_loaded(self) -> str | None:
+    def _least_loaded(self, *, recovers: bool) -> str | None:
         load = dict.fromkeys(self.workers, 0)
         for member in self.members.values():
             if member.worker in load and member.state in ("starting", "live", "ended"):
                 load[str(member.worker)] += 1
-        return min(load, key=lambda worker: (load[worker], worker), default=None)
+        cold = {worker: recovers and worker not in self.warm for worker in load}
+        return min(load, key=lambda worker: (cold[worker], load[worker], worker), default=None)
 
     def reported(self, partition: int, epoch: int, report: Mapping[str, Any], now: float) -> list[Instruction]:
         """What an incarnation says of itself. Reports of replaced incarnations do not count."""
@@ -187,11 +212,24 @@ class Coordinator:
             case "live" if member.state == "ended":
                 member.state = "live"  # a split was found after all
             case "failed" if report.get("final"):
-                member.state, member.reason = "failed", report.get("reason")
-                return []
+                member.reason = str(report.get("reason"))
+                return self._leave(member, "failed") + self.tick(now)
             case "failed" | "fenced":
                 return self._vacate(member, str(report.get("reason")), now) + self.tick(now)
-        return self._cut_progress(report, partition) + self._join_progress()
+        return self._spill_progress() + self._cut_progress(report, partition) + self._join_progress()
+
+    def _spill_progress(self) -> list[Instruction]:
+        """Beyond the quota nothing is read until a good part of it is free again. A cut goes on: what is under way is applied."""
+        self.spilled = sum(
+            int(each.report.get("spilled", 0)) for each in self.members.values() if each.state != "failed"
+        )
+        if self.spill is None:
+            return []
+        if not self.table.paused and self.spilled > self.spill:
+            return self._change(close=False, paused=True)
+        if self.table.paused and self.spilled < 0.8 * self.spill:
+            return self._change(close=False, paused=False)
+        return []
 
     def create_failed(self, partition: int, epoch: int, reason: str, now: float) -> list[Instruction]:
         member = self.members[partition]
@@ -256,10 +294,11 @@ class Coordinator:
             return self.move(split, now)
         return []
 
-    def raise_failed(self, split: str, floor: Floor | None) -> list[Instruction]:
-        """The store did not take it: it is tried again at the next tick, with the same floor."""
+    def raise_failed(self, split: str, now: float) -> list[Instruction]:
+        """The store did not take it, or did and the answer was lost. It is tried again at the next tick, with the same floor; and whoever
+        was appointed by another request meanwhile may have been overtaken by this one without anybody knowing, so he is replaced."""
         self.raising.pop(split, None)
-        return []
+        return self.move(split, now)
 
     def move(self, split: str, now: float) -> list[Instruction]:
         """Take a split from its reader; another is appointed, or the same one under a new epoch."""
@@ -327,7 +366,7 @@ class Coordinator:
         """Vacant partitions are claimed, splits without a reader get one, a cut that takes too long is closed."""
         out: list[Instruction] = []
         for member in self.members.values():
-            wait = self.limits.backoff * (2 ** (member.failures - 1) if member.failures > 1 else 0)
+            wait = self.limits.backoff * (2 ** (member.failures - 1) if member.failures > 1 else member.refused)
             if member.state == "vacant" and self.workers and now - member.failed_at >= wait:
                 member.state = "claiming"
                 out.append(Claim(member.number))
@@ -337,15 +376,22 @@ class Coordinator:
             member.state not in ("vacant", "claiming", "starting") or member.failures
             for member in self.members.values()
         )
+        for split in self.table.splits:
+            # At first all partitions are waited for, so that splits are spread evenly. Whose reader died is read on by who is there.
+            due = settled or split in self.raised
+            if due and split not in self.table.readers and split not in self.raising and split not in self.joining:
+                out += self._appoint(split)
         if settled:
-            for split in self.table.splits:
-                if split not in self.table.readers and split not in self.raising and split not in self.joining:
-                    out += self._appoint(split)
             out += self._join_progress()
         if self.cut_opened is not None and now - self.cut_opened > self.limits.cut:
             cut, self.cut_opened = self.table.cut, None
             out += [*self._change(closed=cut), CutFailed(cut, "it was not aligned in time")]
         return out
+
+    @property
+    def given_up(self) -> dict[int, str]:
+        """Partitions that failed for good, with the reason."""
+        return {each.number: str(each.reason) for each in self.members.values() if each.state == "failed"}
 
     @property
     def finished(self) -> bool:

@@ -1,24 +1,28 @@
 """What a worker process has of flowstate: one Flight service, the pumps of its partitions, and the way to the supervisor.
 
 A Dask `WorkerPlugin`. Its registry holds the pumps strongly; the actors that Dask sees are handles. Reports go to the scheduler on the
-worker's event loop: at once when something happened, and regularly.
+worker's event loop: at once when something happened, and regularly. What is acknowledged keeps the lease (`runtime.lease`) by which this
+process calls its answers live; while the event loop is busy, the supervisor's pings keep it, which come in on Flight's threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import sys
 import threading
 from typing import Any
 
 import cloudpickle
-from distributed import Worker, WorkerPlugin
+from distributed import Status, Worker, WorkerPlugin
 
 from flowstate.clock import SystemClock
+from flowstate.errors import Fenced, Unavailable
 from flowstate.runtime.aside import aside_pool
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.job_spec import JobSpec
+from flowstate.runtime.lease import Lease
 from flowstate.runtime.link import ClientLink, LocalPort, Mailbox, Port, ServerLink
 from flowstate.runtime.pump import Pump
 from flowstate.runtime.saving import Saver
@@ -26,6 +30,7 @@ from flowstate.runtime.serving import ServedPartition
 from flowstate.runtime.status import describe
 from flowstate.runtime.table import Table
 from flowstate.snapshot.record import SplitRecords
+from flowstate.state.kernels import warm_up
 from flowstate.store import Store
 from flowstate.view.directory import Directory
 from flowstate_flight.server import FlightService
@@ -39,7 +44,7 @@ class Host(WorkerPlugin):
 
     name = NAME
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, host: str | None = None, port: int = 0) -> None:
         self.bind = (host, port)
 
     async def setup(self, worker: Worker) -> None:
@@ -52,10 +57,18 @@ class Host(WorkerPlugin):
         self.links: dict[tuple[Pump, str], ClientLink] = {}
         self.locals: dict[Pump, LocalPort] = {}
         self.stopping = False
+        self.lease = Lease()
+        self.secret = secrets.token_hex(12)  # names this process, and tells the supervisor's pings from those of others
+        self._pings: dict[int, float] = {}
+        self._closing: asyncio.Task[Any] | None = None
         self.pool = aside_pool()
-        self.service = FlightService(*self.bind)
+        host, port = self.bind
+        self.service = FlightService(host or _reached_at(worker.address), port)
         self.service.set_exchange_handler(self._exchange)
+        self.service.set_ping_handler(self.pinged)
         self._urgent = asyncio.Event()
+        self._warming = threading.Thread(target=warm_up, name="flowstate-warm-up", daemon=True)
+        self._warming.start()  # before anybody needs it: a partition that comes here from a dead worker should not wait for it
         worker.handlers["flowstate_prepare"] = self.prepare
         worker.handlers["flowstate_hear"] = self.hear
         worker.handlers["flowstate_discard"] = self.discard
@@ -82,14 +95,20 @@ class Host(WorkerPlugin):
             self.specs[job, run] = await asyncio.to_thread(cloudpickle.loads, spec)
 
     def open(self, job: str, run: int, partition: int, epoch: int) -> Pump:
-        """Begin an incarnation; an older one of the same partition here is stopped."""
+        """Begin an incarnation; an older one of the same partition here is stopped. Fenced if a newer one is here: a request that was
+        under way for long."""
+        if self.stopping:
+            raise Unavailable("this worker is going", retry_after=0.5, location=self.service.location)
         spec = self.specs[job, run]
         store = Store.open(spec.snapshots, **spec.storage_options)
         saver = Saver(spec, partition, epoch, store, self.clock)
         pump = Pump(spec, partition, epoch, saver, SplitRecords(store), self, self.pool, self.clock)
-        served = ServedPartition(pump, self.clock)
+        served = ServedPartition(pump, self.clock, self.check_lease)
         with self.lock:
             before = self.pumps.get((spec.name, partition))
+            if before is not None and (before.spec.run, before.epoch) >= (run, epoch):
+                message = "a newer incarnation of this partition is here already"
+                raise Fenced(message, partition=partition, run=run, epoch=epoch, newest=(before.spec.run, before.epoch))
             self.pumps[spec.name, partition], self.served[spec.name, partition] = pump, served
         if before is not None:
             before.stop()
@@ -97,14 +116,14 @@ class Host(WorkerPlugin):
         pump.start()
         return pump
 
-    async def discard(self, job: str, partition: int, epoch: int) -> None:
-        """This incarnation was replaced, or is not wanted any more."""
-        await asyncio.to_thread(self._discard, job, partition, epoch)
+    async def discard(self, job: str, run: int, partition: int, epoch: int) -> None:
+        """This incarnation was replaced, or is not wanted any more. Runs are compared first: epochs begin again in a new division."""
+        await asyncio.to_thread(self._discard, job, run, partition, epoch)
 
-    def _discard(self, job: str, partition: int, epoch: int) -> None:
+    def _discard(self, job: str, run: int, partition: int, epoch: int) -> None:
         with self.lock:
             pump = self.pumps.get((job, partition))
-            if pump is None or pump.epoch > epoch:
+            if pump is None or (pump.spec.run, pump.epoch) > (run, epoch):
                 return
             del self.pumps[job, partition]
             served = self.served.pop((job, partition))
@@ -117,20 +136,22 @@ class Host(WorkerPlugin):
         for link in links:
             link.stop()
 
-    async def drop_job(self, job: str) -> None:
-        """The job is over here: every pump of it, and its directory."""
-        for name, partition in list(self.pumps):
-            if name == job:
-                await self.discard(job, partition, self.pumps[name, partition].epoch)
-        self.service.drop_job(job)
-        self.specs = {key: spec for key, spec in self.specs.items() if key[0] != job}
+    async def drop_job(self, job: str, run: int) -> None:
+        """The run is over here: every pump of it, and its directory. A newer run of the job may be here already; it stays."""
+        for (name, partition), pump in list(self.pumps.items()):
+            if name == job and pump.spec.run <= run:
+                await self.discard(job, pump.spec.run, partition, pump.epoch)
+        self.specs = {key: spec for key, spec in self.specs.items() if key[0] != job or key[1] > run}
+        if not any(name == job for name, _ in self.specs):
+            self.service.drop_job(job)
 
-    async def hear(self, job: str, table: dict[str, Any], directory: str) -> None:
-        """The supervisor's newest truth, for all partitions of the job here."""
+    async def hear(self, job: str, run: int, table: dict[str, Any], directory: str) -> None:
+        """The supervisor's newest truth, for all partitions of its run here. Those of another run would take its version, or its epochs,
+        for theirs."""
         self.service.set_directory(Directory.from_json(directory))
         loaded = Table.load(table)
         for (name, _), pump in list(self.pumps.items()):
-            if name == job:
+            if name == job and pump.spec.run == run:
                 pump.hear(loaded)
 
     # what pumps need (`pump.Surroundings`)
@@ -170,8 +191,8 @@ class Host(WorkerPlugin):
     # reports
 
     async def _report_always(self) -> None:
-        """One call for all partitions of this process, and one to announce the process. A scheduler that does not answer is none of the
-        pumps' business."""
+        """One call for all partitions of this process, also when there is none: it says that the process is there. A scheduler that does
+        not answer is none of the pumps' business."""
         announced = False
         while not self.stopping:
             try:
@@ -182,17 +203,78 @@ class Host(WorkerPlugin):
             for served in list(self.served.values()):
                 served.expire()
             reports = [describe(pump) for pump in list(self.pumps.values())]
-            if announced and not reports:
-                continue
+            sent = self.clock.monotonic()
             try:
-                announced = await asyncio.wait_for(
+                answer = await asyncio.wait_for(
                     self.worker.scheduler.flowstate_report(
-                        worker=self.worker.address, location=self.service.location, pid=os.getpid(), reports=reports
+                        worker=self.worker.address,
+                        location=self.service.location,
+                        host=self.secret,
+                        pid=os.getpid(),
+                        warm=not self._warming.is_alive(),
+                        reports=reports,
                     ),
                     10.0,
                 )
             except Exception:  # closing, or a scheduler that went away: Dask ends this process in that case
                 await asyncio.sleep(REPORT_EVERY)
+                continue
+            announced = bool(answer["known"])
+            if announced:
+                self.lease.acknowledged(sent)
+            if answer["dead"]:
+                self._go()
+                return
+
+    def _go(self) -> None:
+        """The supervisor has given this process up, and its partitions to others: it was stopped for long, or held. What it still does is
+        fenced, but nobody needs it. With a nanny a new process comes in its place."""
+        self.lease.end()
+        self.stopping = True
+        for pump in list(self.pumps.values()):
+            pump.stop()
+        # A task of its own: closing the worker ends the reporter, which is who calls.
+        closing = self.worker.close(nanny=False, executor_wait=False, timeout=5, reason="flowstate-replaced")
+        self._closing = asyncio.ensure_future(closing)
+
+    # who is asked whether it is still there, on Flight's threads
+
+    def check_lease(self) -> None:
+        """Raises Unavailable when this process may have been replaced: what it would answer may not be the newest."""
+        connected = self.worker.status in (Status.running, Status.paused, Status.closing_gracefully)
+        if not connected or self.lease.left(self.clock.monotonic()) <= 0:
+            message = (
+                "this worker is cut off from the supervisor, and another may have taken over; ask the directory again"
+            )
+            raise Unavailable(message, retry_after=0.5, location=self.service.location)
+
+    def pinged(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """``{"number", "known", "lease", "jobs"}``: the number that was asked, whether it was meant for this process, for how many seconds
+        its lease holds, and the jobs it takes part in, by name, with their run and seed.
+
+        The supervisor's own pings renew the lease like reports, in two steps: its next ping says which answer it has received (`heard`),
+        and the lease counts from when that ping was here.
+        """
+        now = self.clock.monotonic()
+        known, number = asked.get("to") == self.secret, asked.get("number")
+        if known and isinstance(number, int):
+            heard = self._pings.get(asked.get("heard", 0))
+            if heard is not None:
+                self.lease.acknowledged(heard)
+            self._pings = {number: now}
+        try:
+            self.check_lease()
+            left = self.lease.left(now)
+        except Unavailable:
+            left = 0.0
+        jobs = {each.spec.name: {"run": each.spec.run, "seed": each.spec.seed} for each in list(self.pumps.values())}
+        return {"number": number, "known": known, "lease": left, "jobs": jobs}
+
+
+def _reached_at(address: str) -> str:
+    """Where Dask reaches a worker, its partitions are reached too: loopback stays loopback. Workers within one process are on loopback."""
+    scheme, _, rest = address.partition("://")
+    return "127.0.0.1" if scheme == "inproc" else rest.rsplit(":", 1)[0]
 
 
 def host_of(worker: Worker) -> Host:

@@ -23,6 +23,7 @@ class Intake:
         self._readers: dict[tuple[int, bool], SourceReader] = {}
         self._at: dict[tuple[str, bool], int] = {}  # where each assigned split stands
         self._retry: dict[str, float] = {}
+        self._told: dict[str, str] = {}
 
     def read(
         self,
@@ -69,8 +70,17 @@ class Intake:
                         self._at[rows.split, gap] = rows.to
                         problems.pop(rows.split, None)
                         yield rows
+                    self._tell(reader, group, problems)
                 except FlowstateError as error:
                     self._trouble(reader, group, error, gap, problems)
+
+    def _tell(self, reader: SourceReader, splits: Mapping[str, object], problems: dict[str, str]) -> None:
+        """What a reader waits for is a problem as long as it waits; the reader itself goes on."""
+        for split in splits:
+            if (told := reader.trouble(split)) is not None:
+                problems[split] = self._told[split] = told
+            elif (told := self._told.pop(split, None)) is not None and problems.get(split) == told:
+                del problems[split]
 
     def _assign(self, table: Table, source: int, split: str, offset: int, gap: bool, problems: dict[str, str]) -> bool:
         if self._at.get((split, gap)) == offset:

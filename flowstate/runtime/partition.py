@@ -10,10 +10,13 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from flowstate.errors import InternalError
 from flowstate.exchange.limiter import Window
 from flowstate.exchange.message import Attach, Batch, Marker, Message, Start, StreamId
 from flowstate.plan.position import FOREVER, Floor, Place
+from flowstate.plan.spec import DEAD_LETTERS
 from flowstate.runtime.contents import Contents
 from flowstate.runtime.instructions import (
     Acknowledge,
@@ -24,7 +27,7 @@ from flowstate.runtime.instructions import (
     ResolveEnd,
     SendAttach,
 )
-from flowstate.runtime.prepare import Preparer
+from flowstate.runtime.prepare import Prepared, Preparer
 from flowstate.runtime.reading import Reading, next_control
 from flowstate.runtime.table import Table
 from flowstate.snapshot.record import SplitRecord
@@ -148,8 +151,11 @@ class Partition:
             reading.acknowledged(stream, count)
 
     def reads(self) -> dict[str, tuple[int, int | None]]:
-        """Split -> (offset, stop) of what may be polled now."""
-        wanted = {}
+        """Split -> (offset, stop) of what may be polled now; nothing while the job is paused. (Gaps are filled all the same: others have
+        read that far.)"""
+        wanted: dict[str, tuple[int, int | None]] = {}
+        if self.table.paused:
+            return wanted
         for split, reading in self.readings.items():
             if not reading.wanted or self.table.stopping:
                 continue
@@ -175,11 +181,20 @@ class Partition:
         header = Batch(reading.at, to, prepared.newest, reading.floor)
         batches = {
             owner: Batch(reading.at, to, prepared.newest, reading.floor, tables)
-            for owner, tables in prepared.owners.items()
+            for owner, tables in self._owners(reading, rows, prepared).items()
         }
         if rows.batch.num_rows or rows.dead.num_rows:
             reading.read_at = now
         return reading.send(batches, header)
+
+    def _owners(self, reading: Reading, rows: Rows, prepared: Prepared) -> Mapping[int, Mapping[str, pa.RecordBatch]]:
+        """The letter for a stretch that the log lost goes to who misses it, if its home had it before: no loss is silent. (An owner that
+        attached ahead of a reader stays where it is until the reader comes by, so its place is known.)"""
+        letter, home = self.preparer.lost(reading.entry.source, rows), self.preparer.home(rows.split)
+        if letter is None or reading.attached.get(home, reading.at).offset < rows.to:
+            return prepared.owners
+        missing = [owner for owner in reading.streams if reading.attached[owner].offset < rows.to]
+        return {min(missing): {DEAD_LETTERS: letter}} if missing else prepared.owners
 
     def floor_recorded(self, split: str, epoch: int, floor: Floor, now: float) -> list[Instruction]:
         reading = self.readings.get(split)
@@ -309,9 +324,10 @@ class Partition:
         place, marks = self.contents.marks.position[split], self.contents.marks
         if split not in self.goals or rows.since != place.offset:
             return
-        source = self.table.splits[split].source
-        prepared = self.preparer.prepare(source, rows, marks.newest[split], marks.floor[split])
+        prepared = self.preparer.prepare(self._source(split), rows, marks.newest[split], marks.floor[split])
         own = prepared.owners.get(self.number, {})
+        if (letter := self.preparer.lost(self._source(split), rows)) is not None:
+            own = {DEAD_LETTERS: letter}  # its home may have read these rows in time: who misses them says so
         self.contents.apply(split, Batch(place, Place(rows.to, place.floors), prepared.newest, marks.floor[split], own))
 
     def fill_controls(self) -> bool:
@@ -329,7 +345,11 @@ class Partition:
                 self.contents.apply(split, entry)
                 moved = True
             if marks.position[split] >= goal.at:
-                if marks.position[split] == goal.at and marks.newest[split] != goal.newest:
+                same = marks.newest[split] == goal.newest
+                if marks.position[split] == goal.at and not same and self.preparer.skips_lost(self._source(split)):
+                    # One of the two read the log before retention deleted a part of it. The later event time is the true one.
+                    marks.advance(split, goal.at, goal.newest, marks.floor[split])
+                elif marks.position[split] == goal.at and not same:
                     raise InternalError(
                         "reader and owner disagree about the rows before a stream",
                         split=split,
@@ -339,6 +359,9 @@ class Partition:
                 del self.goals[split]
                 moved = True
         return moved
+
+    def _source(self, split: str) -> int:
+        return self.table.splits[split].source
 
     def _align(self, split: str, cut: int) -> list[Instruction]:
         """C2. A marker of a closed cut is ignored; one of a later cut replaces the hold."""
@@ -359,6 +382,8 @@ class Partition:
         """What is due without an event: attach again, floors and ends, markers, slow owners."""
         out = self.attach(now)
         for reading in self.readings.values():
+            if self.table.paused:
+                reading.read_at = now  # a split is not silent because nobody asks it: its silence begins anew
             out += reading.controls()
             out += reading.mark(self.table)
             out += reading.shed(now, self.patience.full)
@@ -367,6 +392,11 @@ class Partition:
                 reading.resolving_end = True
                 out.append(ResolveEnd(reading.split, reading.epoch))
         return out
+
+    @property
+    def cut_is_open(self) -> bool:
+        """Whether a cut is still to be taken here."""
+        return self.table.cut > self.closed_cut
 
     @property
     def ended(self) -> bool:

@@ -36,6 +36,19 @@ class Preparer:
             [route for route in plan.routes if route.source == number] for number in range(len(plan.sources))
         ]
 
+    def skips_lost(self, source: int) -> bool:
+        """Whether offsets that the log lost are passed over, so that two who read a stretch at different times may read different rows."""
+        return self.plan.sources[source].options.get("lost") == "skip"
+
+    def lost(self, source: int, rows: Rows) -> pa.RecordBatch | None:
+        """The letter that stands for `rows`, if they are a stretch that the log lost."""
+        stands = self.skips_lost(source) and not rows.batch.num_rows and rows.dead.num_rows == 1
+        return rows.dead if stands and not rows.dead.column("raw")[0].is_valid else None
+
+    def home(self, split: str) -> int:
+        """The partition that gets the late rows and dead letters of a split."""
+        return self.router.owner_of_split(split)
+
     def prepare(self, source: int, rows: Rows, newest: int, floor: int) -> Prepared:
         """`newest` and `floor` hold before the rows. Owners without rows are not in the result."""
         owners: dict[int, dict[str, pa.RecordBatch]] = {}
@@ -46,9 +59,11 @@ class Preparer:
             for route in self.routes[source]:
                 prepared = route.prepare(batch, rows.split)
                 spec = self.plan.tables[route.table]
-                assert isinstance(spec, TableSpec)
-                for owner, part in self.router.split(prepared.rows, spec.routing_keys).items():
-                    owners.setdefault(owner, {})[route.table] = part
+                if isinstance(spec, TableSpec):
+                    for owner, part in self.router.split(prepared.rows, spec.routing_keys).items():
+                        owners.setdefault(owner, {})[route.table] = part
+                elif prepared.rows.num_rows:
+                    owners.setdefault(home, {})[route.table] = prepared.rows
                 if prepared.late is not None and prepared.late.num_rows and route.late_table:
                     owners.setdefault(home, {})[route.late_table] = prepared.late
                 if prepared.failed.num_rows:

@@ -13,13 +13,13 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from flowstate.clock import Clock
 from flowstate.errors import Fenced, FlowstateError, InternalError
 from flowstate.exchange.message import Attach, Marker, Message, StreamId
 from flowstate.exchange.route import Router
 from flowstate.plan.position import Floor
+from flowstate.runtime.aside import Aside
+from flowstate.runtime.commits import Commits
 from flowstate.runtime.contents import Contents, Frozen
 from flowstate.runtime.gate import Gate
 from flowstate.runtime.instructions import (
@@ -36,18 +36,15 @@ from flowstate.runtime.instructions import (
 from flowstate.runtime.intake import Intake
 from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.link import Port
+from flowstate.runtime.pace import Pace
 from flowstate.runtime.partition import Partition, Patience
 from flowstate.runtime.prepare import Preparer
-from flowstate.runtime.saving import Saved, Saver, SaveWork
+from flowstate.runtime.saving import Saver
 from flowstate.runtime.table import Table
-from flowstate.snapshot.manifest import Manifest, StagedOutput
 from flowstate.snapshot.record import SplitRecord, SplitRecords
 from flowstate.state.kernels import warm_up
 
 IDLE = 0.005  # seconds that a pump without work waits for rows
-BLOCK = 0.001  # seconds between two moments at which a reader may take a view
-FEW_ROWS = 16  # of the first block after a freeze: every chunk that it touches is copied first; the next ones take twice as many
-LEAST_ROWS = 2048  # of a block: below, what a block costs by itself would count
 
 
 class Surroundings(Protocol):
@@ -85,27 +82,18 @@ class Pump:
         self.intake = Intake(spec.plan.sources, clock)
         self.problems: dict[str, str] = {}
         self.damaged: list[str] = []
-        self.manifest = Manifest(0, epoch)
-        self.saved_at = 0.0
-        self.save_seconds = 0.0
+        self.commits: Commits | None = None
         self.cut: dict[str, Any] = {}
-        self.cut_saved: dict[str, Any] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._stopping = False
         self._tables: list[Table] = []
         self._incoming: dict[StreamId, Port] = {}  # streams that this owner reads
         self._outgoing: dict[StreamId, Port] = {}  # streams that this reader writes
-        self._saving = False
-        self._numbers = 0
-        self._shares = False
-        self._next_save = 0.0
-        self._row_seconds, self._block_rows = 1e-7, spec.block_rows
-        self._few_rows, self._slowed = spec.block_rows, False
-        self._end_again = 0.0  # a sink that stands still is tried again no oftener than snapshots are due
+        self._slowed = False
         self._ask_end: dict[str, float] = {}
-        self._publishing: set[StagedOutput] = set()
-        self._published: set[StagedOutput] = set()
+        self._pace = Pace(spec.block_rows, len(spec.plan.routes))
+        self._aside = Aside(pool, self._post, self.problems)
         self._thread = threading.Thread(target=self._run, name=f"flowstate-{spec.name}-p{number}-e{epoch}", daemon=True)
 
     # from other threads
@@ -158,11 +146,11 @@ class Pump:
             logging.getLogger("flowstate").exception("partition %s of %s failed", self.number, self.spec.name)
         finally:
             self._close()
-            self.surroundings.report(self, urgent=True)
+            self._report()
 
     def _load(self) -> None:
         warm_up()
-        self.manifest, contents, self.damaged = self.saver.load()
+        manifest, contents, self.damaged = self.saver.load()
         router = Router(partitions=self.spec.partitions, groups=self.spec.key_groups, seed=self.spec.seed)
         self.machine = Partition(
             self.number,
@@ -172,11 +160,11 @@ class Pump:
             Preparer(self.spec.plan, router),
             patience=Patience(idle=self.spec.idle_after),
         )
-        self._next_save = self.clock.monotonic() + self.spec.every
-        self.saved_at = self.manifest.state.as_of if self.manifest.state else self.clock.wall()
-        self._publish(self.manifest.staged)
+        self.commits = Commits(
+            self.saver, (manifest, contents), self.pool, self.clock, self.problems, self._post, self._report
+        )
         self.state = "live"
-        self.surroundings.report(self, urgent=True)
+        self._report()
 
     def _carry_on(self) -> None:
         machine = self._machine
@@ -209,16 +197,9 @@ class Pump:
             rows, begun = machine.contents.applied_rows, self.clock.monotonic()
             with self.gate:
                 instructions = machine.consume(split)
-            self._pace(machine.contents.applied_rows - rows, self.clock.monotonic() - begun)
+            self._pace.applied(machine.contents.applied_rows - rows, self.clock.monotonic() - begun)
             self._carry_out(instructions)
         return bool(splits)
-
-    def _pace(self, rows: int, seconds: float) -> None:
-        """Read blocks of as many rows as take about `BLOCK` seconds to apply, to as many tables as there are."""
-        if rows >= LEAST_ROWS // 2:
-            self._row_seconds += 0.1 * (seconds / rows - self._row_seconds)
-            wanted = BLOCK / (self._row_seconds * len(self.spec.plan.routes))
-            self._block_rows = int(min(self.spec.block_rows, max(LEAST_ROWS, wanted)))
 
     def _fill(self, machine: Partition) -> bool:
         if not machine.goals:
@@ -236,9 +217,8 @@ class Pump:
 
     def _read(self, machine: Partition, wanted: Mapping[str, tuple[int, int | None]], timeout: float) -> bool:
         moved = False
-        limit = min(self._block_rows, self._few_rows)
-        for rows in self.intake.read(machine.table, wanted, limit, timeout, self.problems):
-            self._few_rows = min(2 * limit, self.spec.block_rows)
+        for rows in self.intake.read(machine.table, wanted, self._pace.rows, timeout, self.problems):
+            self._pace.read()
             self._carry_out(machine.read(rows, self.clock.monotonic()))
             moved = True
         return moved
@@ -249,7 +229,7 @@ class Pump:
             if now >= self._ask_end.get(split, 0.0):
                 self._ask_end[split] = now + max(1.0, self.spec.idle_after)
                 ask = partial(Intake.resolve_end, self.spec.plan.sources, machine.table, split)
-                self._aside(split, ask, partial(self._at_end, split))
+                self._aside.do(split, ask, partial(self._at_end, split))
 
     def _at_end(self, split: str, end: int) -> None:
         machine = self._machine
@@ -261,7 +241,7 @@ class Pump:
             match each:
                 case Put():
                     if isinstance(each.message, Marker):
-                        self._few_rows = FEW_ROWS
+                        self._pace.begin_small()
                     if (port := self._outgoing.get(each.stream)) is not None:
                         port.put(each.stream, each.message)
                 case Acknowledge():
@@ -277,40 +257,20 @@ class Pump:
                         if (port := ends.pop(each.stream, None)) is not None:
                             port.close(each.stream)
                 case LoadRecord():
-                    self._aside("store", partial(self.records.load, each.split), partial(self._record_loaded, each))
+                    self._aside.do("store", partial(self.records.load, each.split), partial(self._record_loaded, each))
                 case RecordFloor():
-                    self._aside(
+                    self._aside.do(
                         "store",
                         partial(self.records.append_floor, each.split, each.epoch, each.floor),
                         partial(self._floor_recorded, each.split, each.epoch, each.floor),
                     )
                 case ResolveEnd():
-                    self._aside(each.split, partial(self._resolve_end, each), partial(self._end_recorded, each))
+                    self._aside.do(each.split, partial(self._resolve_end, each), partial(self._end_recorded, each))
                 case CutTaken():
                     self._cut_taken(each)
 
-    def _aside(self, what: str, work: Callable[[], Any], then: Callable[[Any], None], attempt: int = 0) -> None:
-        """Do `work` on the pool, then `then` with its result on the pump. What fails is a problem of `what`, and is tried again; fenced
-        is fenced."""
-
-        def run() -> None:
-            try:
-                result = work()
-            except Fenced:
-                return  # a newer reader epoch: the table that says so is on its way
-            except Exception as error:
-                self.problems[what] = f"{type(error).__name__}: {error}"
-                again = partial(self._aside, what, work, then, attempt + 1)
-                timer = threading.Timer(min(5.0, 0.2 * 2**attempt), self._post, [again])
-                timer.daemon = True
-                timer.start()
-                return
-            if attempt:
-                self.problems.pop(what, None)
-            self._post(partial(then, result))
-
-        if not self._stopping:
-            self.pool.submit(run)
+    def _report(self) -> None:
+        self.surroundings.report(self, urgent=True)
 
     # events
 
@@ -323,7 +283,7 @@ class Pump:
         with self.gate:
             instructions = self._machine.hear(table)
         self._carry_out(instructions)
-        self.surroundings.report(self, urgent=True)
+        self._report()
 
     def _accept(self, attach: Attach, port: Port) -> None:
         instructions = self._machine.accept(attach)
@@ -365,138 +325,43 @@ class Pump:
         position = {split: list(place) for split, place in taken.frozen.marks.position.items()}
         self.cut = {"cut": taken.cut, "position": position}
         self.surroundings.keep_cut(self, taken.cut, taken.frozen)
-        if self._machine.table.saves and self._saving:
-            self.cut_saved = {"cut": taken.cut, "reason": "a partition was still busy with its save before"}
+        if self._machine.table.saves and self._commits.machine.saving:
+            self._commits.cut_missed(taken.cut)
         elif self._machine.table.saves:
-            with self.gate:
-                frozen = self._contents.freeze()  # nothing was applied since: the cut was taken in this very step
-            self._save(frozen, taken.cut)
-        self.surroundings.report(self, urgent=True)
+            self._save(taken.cut)  # nothing was applied since: the cut was taken in this very step
+        self._report()
 
     # saving
+
+    @property
+    def _commits(self) -> Commits:
+        assert self.commits is not None
+        return self.commits
 
     @property
     def _contents(self) -> Contents:
         return self._machine.contents
 
     def _save_if_due(self, machine: Partition, now: float) -> None:
-        """By itself only when no saved cut came for twice the interval, or at the end."""
-        if self._saving:
-            return
-        ended = machine.ended and self._end_is_saved(machine)
+        committing = self._commits.machine
+        ended = machine.ended and committing.end_saved
         if ended != (self.state == "ended"):
             self.state = "ended" if ended else "live"  # a split that joins brings an ended partition back
-            self.surroundings.report(self, urgent=True)
-        at_end = not self._publishing and not ended and now >= self._end_again
-        due = at_end if machine.ended else now >= self._next_save + self.spec.every
-        if due and not machine.ended and not self._slowed:
-            self._slowed, self._few_rows = True, FEW_ROWS  # what is read from now on is applied after the freeze
-        elif due:
+            self._report()
+        # While a cut is to be saved, all partitions must be free to save it at once.
+        if not committing.due(machine.ended, now) or (machine.cut_is_open and machine.table.saves):
             self._slowed = False
-            with self.gate:
-                frozen = machine.contents.freeze()
-            self._save(frozen, None)
+        elif not machine.ended and not self._slowed:
+            self._slowed = True
+            self._pace.begin_small()  # what is read from now on is applied after the freeze
+        else:
+            self._slowed = False
+            self._save(None)
 
-    def _end_is_saved(self, machine: Partition) -> bool:
-        """The manifest may say so of an end before the last split joined."""
-        state = self.manifest.state
-        return self.manifest.ended and state is not None and state.marks == machine.contents.marks.dump()
-
-    def _save(self, frozen: Frozen, cut: int | None) -> None:
-        contents, state = self._contents, self.manifest.state
-        self._next_save = self.clock.monotonic() + self.spec.every
-        unpublished = tuple(each for each in self.manifest.staged if each not in self._published)
-        ended = frozen.marks.ended and self._machine.ended
-        same = (
-            self._shares
-            and state is not None
-            and state.marks == frozen.marks.dump()
-            and unpublished == self.manifest.staged
-        )
-        if same and not contents.outbox and (self.manifest.ended or not ended):
-            frozen.release()  # nothing has changed: the manifest that there is says it all
-            self._note_saved(cut)
-            return
-        self._saving = True
-        self._numbers += 1
-        due = contents.take_due(frozen)
-        work = SaveWork(
-            self._numbers,
-            frozen,
-            due,
-            dict(contents.handed),
-            unpublished,
-            self.manifest,
-            self._shares,
-            ended,
-            cut,
-        )
-        self.pool.submit(self._save_aside, work)
-
-    def _save_aside(self, work: SaveWork) -> None:
-        began = self.clock.monotonic()
-        try:
-            saved = self.saver.save(work)
-        except Exception as error:
-            given_back: dict[int, list[pa.RecordBatch] | None] = {}
-            for sink, due in work.due.items():
-                try:
-                    given_back[sink] = due.rows(work.frozen)
-                except FlowstateError:
-                    given_back[sink] = None
-            self._post(partial(self._save_failed, work, given_back, f"{type(error).__name__}: {error}"))
-            return
-        self._post(partial(self._saved, work, saved, self.clock.monotonic() - began))
-
-    def _save_failed(self, work: SaveWork, rows: dict[int, list[pa.RecordBatch] | None], reason: str) -> None:
-        """Nothing is lost: what was to be handed over waits, and the next save tries again."""
-        work.frozen.release()
-        for sink, each in rows.items():
-            if each is None:
-                self._contents.untake(sink, work.due[sink], outbox_too=True)
-            elif each:
-                self._contents.give_back(sink, each)
-        self.problems["snapshot"] = reason
-        self._saving = False
-        if work.cut is not None:
-            self.cut_saved = {"cut": work.cut, "reason": reason}
-            self.surroundings.report(self, urgent=True)
-        self._next_save = self.clock.monotonic() + min(1.0, self.spec.every) - self.spec.every
-
-    def _saved(self, work: SaveWork, saved: Saved, seconds: float) -> None:
-        work.frozen.release()
-        self._saving = False
-        manifest = saved.manifest
-        for sink in work.due:
-            self.problems.pop(f"sink {sink}", None)
-        for sink, reason in saved.stalled.items():
-            self.problems[f"sink {sink}"] = reason
-            self._contents.untake(sink, work.due[sink], outbox_too=False)
-            self._end_again = self.clock.monotonic() + self.spec.every
-        if manifest is None:
-            raise Fenced("a newer run owns this partition", partition=self.number, epoch=self.epoch)
-        self.problems.pop("snapshot", None)
-        self._published -= set(self.manifest.staged) - set(manifest.staged)
-        self.manifest, self._shares = manifest, True
-        self.save_seconds = seconds
-        self._publish(manifest.staged)
-        self._note_saved(work.cut)
-
-    def _note_saved(self, cut: int | None) -> None:
-        self.saved_at = self.clock.wall()
-        if cut is not None:
-            self.cut_saved = {"cut": cut, "version": self.manifest.version}
-        self.surroundings.report(self, urgent=True)
-
-    def _publish(self, staged: Iterable[StagedOutput]) -> None:
-        for each in staged:
-            if each not in self._publishing and each not in self._published:
-                self._publishing.add(each)
-                self._aside("sink", partial(self.saver.publish, each), partial(self._on_published, each))
-
-    def _on_published(self, staged: StagedOutput, _: None) -> None:
-        self._publishing.discard(staged)
-        self._published.add(staged)
+    def _save(self, cut: int | None) -> None:
+        with self.gate:
+            frozen = self._contents.freeze()
+        self._commits.save(frozen, ended=frozen.marks.ended and self._machine.ended, cut=cut)
 
     def _close(self) -> None:
         self.intake.close()
@@ -504,5 +369,8 @@ class Pump:
             for stream, port in ends.items():
                 port.close(stream)
             ends.clear()
+        self._aside.stop()
+        if self.commits is not None:
+            self.commits.close()
         if self._stopping and self.state in ("loading", "live", "ended"):
             self.state = "stopped" if self.state != "ended" else "ended"

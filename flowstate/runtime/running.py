@@ -26,8 +26,10 @@ from flowstate.runtime.coordinator import (
     RaiseReader,
     Tell,
 )
+from flowstate.runtime.overview import overview
 from flowstate.runtime.stored import view_info
 from flowstate.runtime.table import SplitEntry
+from flowstate.snapshot.beacon import Beacon
 from flowstate.snapshot.cut import SavedCut, cut_numbers, save_cut
 from flowstate.snapshot.job_record import JobChain
 from flowstate.snapshot.partition_chain import PartitionChain
@@ -37,6 +39,8 @@ from flowstate.store import Store
 from flowstate.view.directory import Directory, PartitionInfo
 
 TICK = 0.1
+BEACON = 0.25  # seconds between two announcements of where the job is
+FENCE = 2.0  # seconds between two looks whether a newer run has begun
 logger = logging.getLogger("flowstate")
 
 
@@ -48,7 +52,7 @@ class RunningJob:
         self.spec, self.scheduler, self.client, self.clock = spec, scheduler, client, clock
         self.store = Store.open(spec.snapshots, **spec.storage_options)
         self.records = SplitRecords(self.store)
-        self.coordinator = Coordinator(spec.partitions, beginning.splits)
+        self.coordinator = Coordinator(spec.partitions, beginning.splits, spill=spec.spill)
         self.new = dict(beginning.new)
         self._discovery = beginning.discovery
         self.state, self.problems = "running", dict[str, str]()
@@ -65,8 +69,10 @@ class RunningJob:
         self._next_cut = clock.monotonic() + spec.every
         self._next_retention = clock.monotonic() + max(2.0, spec.every)
         self._next_discovery = clock.monotonic() + spec.discover
+        self._next_beacon, self._announced = 0.0, tuple[PartitionInfo, ...]()
+        self._next_fence = clock.monotonic() + FENCE
         self._busy: set[str] = set()
-        self._views = {name: view_info(name, each, each.schema) for name, each in spec.plan.tables.items()}
+        self._views = {name: view_info(name, each, each.schema) for name, each in spec.plan.views.items()}
         self._spawn(self._tick_always())
 
     # events from outside
@@ -74,8 +80,14 @@ class RunningJob:
     def worker_joined(self, address: str, location: str) -> None:
         self._carry_out(self.coordinator.worker_joined(address, location, self.clock.monotonic()))
 
-    def worker_lost(self, address: str) -> None:
-        self._carry_out(self.coordinator.worker_lost(address, self.clock.monotonic()))
+    def worker_warm(self, address: str) -> None:
+        self.coordinator.worker_warm(address)
+
+    def worker_lost(self, address: str, reason: str) -> None:
+        for member in self.coordinator.members.values():
+            if member.worker == address:
+                self._release(member.number, member.epoch)
+        self._carry_out(self.coordinator.worker_lost(address, self.clock.monotonic(), reason))
 
     def reported(self, worker: str, report: Mapping[str, Any]) -> None:
         partition, epoch = report["partition"], report["epoch"]
@@ -139,10 +151,18 @@ class RunningJob:
                 self.problems["stop"] = f"the last snapshot is not a cut: {error}"
         await self._end("stopped")
 
+    async def fenced_by(self, newest: int) -> None:
+        """Another run took over, on this cluster."""
+        self.problems["job"] = str(Fenced("a newer run of this job has taken over", run=self.spec.run, newest=newest))
+        await self._end("fenced")
+
     async def _end(self, state: str) -> None:
+        if self.state in ("stopped", "fenced"):
+            return
         self.state = state
         addresses = list(self.coordinator.workers)
-        await asyncio.gather(*(self._ask(each, "flowstate_drop_job", job=self.spec.name) for each in addresses))
+        drop = {"job": self.spec.name, "run": self.spec.run}
+        await asyncio.gather(*(self._ask(each, "flowstate_drop_job", **drop) for each in addresses))
         for future in self.actors.values():
             future.release()
         self.actors.clear()
@@ -166,12 +186,12 @@ class RunningJob:
                             each.worker,
                             "flowstate_discard",
                             job=self.spec.name,
+                            run=self.spec.run,
                             partition=each.partition,
                             epoch=each.epoch,
                         )
                     )
-                    if (future := self.actors.pop((each.partition, each.epoch), None)) is not None:
-                        future.release()
+                    self._release(each.partition, each.epoch)
                 case RaiseReader():
                     self._spawn(self._raise_reader(each))
                 case Tell():
@@ -179,6 +199,11 @@ class RunningJob:
                 case CutDone() | CutFailed():
                     for follower in self.cut_followers:
                         follower.put_nowait(each)
+
+    def _release(self, partition: int, epoch: int) -> None:
+        """Dask forgets the actor; one that is pinned to a worker that is gone would wait there for ever."""
+        if (future := self.actors.pop((partition, epoch), None)) is not None:
+            future.release()
 
     async def _claim(self, claim: Claim) -> None:
         try:
@@ -193,7 +218,11 @@ class RunningJob:
 
     def _claim_epoch(self, partition: int) -> int:
         JobChain(self.store).check(self.spec.run)
-        return PartitionChain(self.store, self.spec.generation, partition).claim().epoch
+        chain = PartitionChain(self.store, self.spec.generation, partition)
+        epoch = chain.claim(outputs=bool(self.spec.plan.sinks)).epoch
+        # Again: a run that began in between owns the partition, and an incarnation of ours above its epoch would save by an old table.
+        JobChain(self.store).check(self.spec.run)
+        return epoch
 
     async def _create(self, create: Create) -> None:
         key = f"flowstate-{self.spec.name}-r{self.spec.run}-p{create.partition}-e{create.epoch}"
@@ -218,6 +247,7 @@ class RunningJob:
             await asyncio.wait_for(future, 60.0)
         except Exception as error:
             reason = f"the actor could not be created: {type(error).__name__}: {error}"
+            self._release(create.partition, create.epoch)
             now = self.clock.monotonic()
             self._carry_out(self.coordinator.create_failed(create.partition, create.epoch, reason, now))
 
@@ -230,7 +260,7 @@ class RunningJob:
             await self._end("fenced")
         except FlowstateError as error:
             self.problems[request.split] = str(error)
-            self._carry_out(self.coordinator.raise_failed(request.split, request.floor))
+            self._carry_out(self.coordinator.raise_failed(request.split, self.clock.monotonic()))
         else:
             now = self.clock.monotonic()
             self._carry_out(self.coordinator.reader_raised(request.split, request.partition, epoch, now))
@@ -240,13 +270,14 @@ class RunningJob:
             self.spec.run
         )  # a run that was replaced must not record a floor from what it last heard
         return self.records.raise_epoch(
-            request.split, end=entry.end, label=entry.label, hint=entry.hint, floor=request.floor
+            request.split, end=entry.end, label=entry.label, hint=entry.hint, floor=request.floor, run=self.spec.run
         ).reader_epoch
 
     def _tell(self, addresses: list[str] | None = None) -> None:
         table, directory = self.coordinator.table.dump(), self.directory().to_json()
+        heard = {"job": self.spec.name, "run": self.spec.run, "table": table, "directory": directory}
         for address in addresses or list(self.coordinator.workers):
-            self._spawn(self._ask(address, "flowstate_hear", job=self.spec.name, table=table, directory=directory))
+            self._spawn(self._ask(address, "flowstate_hear", **heard))
 
     async def _ask(self, address: str, operation: str, **arguments: Any) -> Any:
         """A call to a worker. Whether it arrives is not relied on: tables are sent again, epochs fence."""
@@ -274,6 +305,12 @@ class RunningJob:
                 if self._discovery.follows and now >= self._next_discovery and not self.coordinator.table.draining:
                     self._next_discovery = now + self.spec.discover
                     self._once("discovery", self._discover())
+            if now >= self._next_fence:
+                self._next_fence = now + FENCE
+                self._once("fence", self._look_for_newer_run())
+            if now >= self._next_beacon and (directory := self.directory()).partitions != self._announced:
+                self._next_beacon = now + BEACON
+                self._once("beacon", self._announce(directory))
             await asyncio.sleep(TICK)
 
     def _once(self, name: str, work: Any) -> None:
@@ -286,6 +323,9 @@ class RunningJob:
             try:
                 await work
                 self.problems.pop(name, None)
+            except Fenced as error:
+                self.problems["job"] = str(error)
+                self._spawn(self._end("fenced"))
             except Exception as error:
                 self.problems[name] = (
                     str(error) if isinstance(error, FlowstateError) else f"{type(error).__name__}: {error}"
@@ -303,6 +343,20 @@ class RunningJob:
         done = await self.cut(timeout, saves=True)
         number = await asyncio.to_thread(self._write_cut, done)
         self.saved_cut = {"number": number, "at": self.clock.wall()}
+
+    async def _announce(self, directory: Directory) -> None:
+        """Where the job is, for those who know only its snapshots. A run that was replaced says nothing more."""
+
+        def write() -> None:
+            JobChain(self.store).check(self.spec.run)
+            Beacon(self.store).announce(directory.to_json())
+
+        await asyncio.to_thread(write)
+        self._announced = directory.partitions
+
+    async def _look_for_newer_run(self) -> None:
+        """A run without a partition to claim would not notice that another has begun."""
+        await asyncio.to_thread(JobChain(self.store).check, self.spec.run)
 
     async def _retain(self) -> None:
         await asyncio.to_thread(retain, self.store, self.spec.generation, range(self.spec.partitions), self.spec.keep)
@@ -346,7 +400,7 @@ class RunningJob:
     def directory(self) -> Directory:
         table = self.coordinator.table
         partitions = tuple(
-            PartitionInfo(number, member.epoch, table.locations.get(number))
+            PartitionInfo(number, self.spec.served_epoch(member.epoch), table.locations.get(number))
             for number, member in self.coordinator.members.items()
         )
         version = (self.spec.run << 32) + table.version  # grows over runs too: a reader may live longer than a run
@@ -361,32 +415,4 @@ class RunningJob:
 
     def status(self) -> dict[str, Any]:
         """Plain data for `job.status()`."""
-        table = self.coordinator.table
-        return {
-            "name": self.spec.name,
-            "state": self.state,
-            "ready": self.ready,
-            "run": self.spec.run,
-            "generation": self.spec.generation,
-            "snapshots": self.spec.snapshots,
-            "problems": dict(self.problems),
-            "saved_cut": dict(self.saved_cut),
-            "workers": dict(self.coordinator.workers),
-            "partitions": {
-                str(number): {
-                    "state": member.state,
-                    "epoch": member.epoch,
-                    "worker": member.worker,
-                    "reason": member.reason,
-                }
-                | {"report": member.report}
-                for number, member in self.coordinator.members.items()
-            },
-            "splits": {
-                split: {
-                    "label": entry.label,
-                    "reader": table.readers[split].partition if split in table.readers else None,
-                }
-                for split, entry in table.splits.items()
-            },
-        }
+        return overview(self)

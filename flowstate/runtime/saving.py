@@ -6,49 +6,28 @@ name. Whatever of it is still in flight when this incarnation is replaced change
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from flowstate.clock import Clock
-from flowstate.errors import Fenced, FlowstateError
+from flowstate.errors import CorruptData, Fenced, InvalidFlow
 from flowstate.plan.keys import key_groups, owner_of_groups, split_owner
+from flowstate.plan.output import StagedOutput
 from flowstate.plan.position import NEVER
-from flowstate.runtime.contents import Contents, Due, Frozen
+from flowstate.runtime.committing import Saved, SaveWork
+from flowstate.runtime.contents import Contents
 from flowstate.runtime.job_spec import JobSpec
-from flowstate.sink.files import ParquetSink
+from flowstate.sink import Stage, make_sink
 from flowstate.snapshot.layout import partition as partition_prefix
-from flowstate.snapshot.manifest import Manifest, StagedOutput
+from flowstate.snapshot.manifest import Manifest
 from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.snapshot.restore import load_newest
 from flowstate.snapshot.saved import SavedSnapshot
 from flowstate.snapshot.segment import save_state
 from flowstate.store import Store
-
-
-@dataclass(frozen=True)
-class SaveWork:
-    """One save. `number` is unique in this incarnation; `cut` is set when the frozen state is that of a cut."""
-
-    number: int
-    frozen: Frozen
-    due: Mapping[int, Due]
-    handed: Mapping[int, int]
-    unpublished: tuple[StagedOutput, ...]
-    previous: Manifest
-    shares: bool  # whether `previous` was saved by this incarnation, so that unchanged chunks can be shared with it
-    ended: bool
-    cut: int | None
-
-
-@dataclass(frozen=True)
-class Saved:
-    """`manifest` is None if a newer incarnation owns the partition. `stalled`: sinks whose rows could not be made, and why."""
-
-    manifest: Manifest | None
-    stalled: Mapping[int, str]
 
 
 class Saver:
@@ -57,7 +36,7 @@ class Saver:
     def __init__(self, spec: JobSpec, partition: int, epoch: int, store: Store, clock: Clock) -> None:
         self.spec, self.partition, self.epoch, self.store, self.clock = spec, partition, epoch, store, clock
         self.chain = PartitionChain(store, spec.generation, partition)
-        self.sinks = [ParquetSink(each, sink=number) for number, each in enumerate(spec.plan.sinks)]
+        self.sinks = [make_sink(each, number) for number, each in enumerate(spec.plan.sinks)]
         self.prefix = partition_prefix(spec.generation, partition)
 
     def load(self) -> tuple[Manifest, Contents, list[str]]:
@@ -67,14 +46,14 @@ class Saver:
         if restored is None or restored.manifest.epoch != self.epoch:
             newest = None if restored is None else restored.manifest.epoch
             raise Fenced("a newer run owns this partition", partition=self.partition, epoch=self.epoch, newest=newest)
-        contents = Contents(self.spec.plan, self.spec.seed)
+        contents = Contents(self.spec.plan, self.spec.seed, self.spec.generation << 32 | self.epoch)
         if restored.state is not None:
-            contents.restore(restored.state, restored.manifest.handed, restored.tables)
-            if restored.damaged and restored.manifest.state is not None:
-                reached = restored.manifest.state.extras.get(
-                    "reached", NEVER
-                )  # what was acted upon, also under an older state
-                contents.marks.reached = max(contents.marks.reached, reached)
+            last = restored.manifest.state
+            reached = NEVER if last is None else last.extras.get("reached", NEVER)
+            contents.restore(restored.state, restored.manifest.handed, restored.tables, reached=reached)
+            if restored.version < restored.manifest.version:
+                # What the newest says of its end stands for a state that is damaged: it is to be saved again once it is reached again.
+                return replace(restored.manifest, ended=False), contents, list(restored.damaged)
         elif self.spec.origin is not None:
             cut = SavedSnapshot.open(self.store, self.spec.origin)
             own = Ownership(self.spec, self.partition)
@@ -84,19 +63,41 @@ class Saver:
         return restored.manifest, contents, list(restored.damaged)
 
     def save(self, work: SaveWork) -> Saved:
-        """Commits a manifest. A sink whose rows do not fit their types keeps nothing else from being saved: it stays where it was."""
-        staged, handed, stalled = list(work.unpublished), dict(work.handed), dict[int, str]()
-        for sink, due in work.due.items():
+        """Commits a manifest."""
+        steps = self.steps(work)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                saved: Saved = done.value
+                return saved
+
+    def steps(self, work: SaveWork) -> Generator[str, None, Saved]:
+        """A save that stops before each durable step and names it: ``stage`` (once for each sink that has something), ``segment``,
+        ``manifest``. Whoever runs it may crash there. A sink whose rows cannot be made or staged keeps nothing else from being saved."""
+        staged, stalled, handed = list(work.unpublished), dict[int, str](), dict[str, object]()
+        for number, due in work.due.items():
+            opened = work.open_of(number)
+            mark = due.handed
             try:
                 rows = due.rows(work.frozen)
-            except FlowstateError as error:
-                # The windows of the outbox have left the state that is saved here, so their rows must not wait.
-                stalled[sink], handed[sink], rows = str(error), due.after, list(due.outbox)
-            if rows:
-                table = pa.Table.from_batches(rows)
-                staged += self.sinks[sink].prepare(
-                    self.store, self.prefix, self.partition, self.epoch, work.number, table
-                )
+                if rows or opened:
+                    yield "stage"
+                    found = self._prepare(number, work, rows, opened)
+                else:
+                    found = []
+            except (InvalidFlow, CorruptData) as error:
+                # What is in no table of the state that is saved here must not wait.
+                stalled[number], mark, found = str(error), due.handed_left, list(opened)
+                if due.left:
+                    yield "stage"
+                    found += self._prepare(number, work, due.left, ())
+            staged += found
+            if mark is not None:
+                handed[str(number)] = mark
+        if not work.changed and set(staged) == {*work.unpublished, *work.open}:
+            return Saved(work.previous, stalled)
+        yield "segment"
         state = save_state(
             self.store,
             self.prefix,
@@ -106,21 +107,28 @@ class Saver:
             work.previous.state if work.shares else None,
             work.frozen.marks.dump(),
             dict(work.frozen.extras),
-            self.clock.wall(),
+            self.clock.wall() if work.as_of is None else work.as_of,
         )
-        manifest = Manifest(
-            work.previous.version + 1,
-            self.epoch,
-            state,
-            tuple(staged),
-            {str(sink): watermark for sink, watermark in handed.items()},
-            ended=work.ended and not staged and not stalled,
-        )
+        ended = work.ended and not staged and not stalled
+        manifest = Manifest(work.previous.version + 1, self.epoch, state, tuple(staged), handed, ended=ended)
+        yield "manifest"
         return Saved(self.chain.commit(work.previous.version, manifest), stalled)
 
-    def publish(self, staged: StagedOutput) -> None:
-        """Idempotent by name."""
-        self.sinks[staged.sink].publish(self.store, staged)
+    def _prepare(
+        self, sink: int, work: SaveWork, rows: Sequence[pa.RecordBatch], opened: Sequence[StagedOutput]
+    ) -> list[StagedOutput]:
+        now = self.clock.wall()
+        stage = Stage(self.store, self.prefix, self.partition, self.epoch, work.number, now, work.ended)
+        table = pa.Table.from_batches(rows) if rows else None
+        return list(self.sinks[sink].prepare(stage, table, opened))
+
+    def publish(self, staged: StagedOutput) -> int:
+        """Idempotent by name. How many rows the other side refused for good."""
+        return self.sinks[staged.sink].publish(self.store, staged)
+
+    def close(self) -> None:
+        for each in self.sinks:
+            each.close()
 
 
 class Ownership:

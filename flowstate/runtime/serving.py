@@ -3,12 +3,15 @@
 Lookups copy their few rows out between two blocks and hold nothing. Scans share one frozen state while it is fresh enough, since every
 view makes the pump copy the chunks that it writes next. Cuts are kept for their readers on a lease. A frozen state is let go of, never
 released here: a scan that another thread still streams from it keeps it alive, and the last reference gives it back.
+
+Before an answer is handed out the worker's lease is checked, after the rows were taken: what is called live was the newest there was at
+its `as_of`. A cut is the same whoever serves it, so it needs none.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -39,9 +42,11 @@ class _Kept:
 class ServedPartition:
     """`view.directory.LivePartition` over a pump."""
 
-    def __init__(self, pump: Pump, clock: Clock) -> None:
-        self.pump, self.clock = pump, clock
-        self.job, self.partition, self.epoch = pump.spec.name, pump.number, pump.epoch
+    def __init__(self, pump: Pump, clock: Clock, check_lease: Callable[[], None] = lambda: None) -> None:
+        """`check_lease` raises Unavailable when this worker may have been replaced."""
+        self.pump, self.clock, self._check_lease = pump, clock, check_lease
+        self.job, self.partition = pump.spec.name, pump.number
+        self.epoch = pump.spec.served_epoch(pump.epoch)
         self._lock = threading.Lock()
         self._shared: _Kept | None = None
         self._cuts: dict[int, _Kept] = {}
@@ -50,7 +55,11 @@ class ServedPartition:
         self, view: str, columns: list[str] | None = None, cut: int | None = None
     ) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Answer]:
         self._known(view)
-        kept = self._fresh() if cut is None else self._cut(cut)
+        if cut is None:
+            kept = self._fresh()
+            self._check_lease()
+        else:
+            kept = self._cut(cut)
         table = kept.frozen.views[view]
         schema = table.schema
         if columns is not None:
@@ -69,7 +78,9 @@ class ServedPartition:
         with self.pump.gate:
             rows = table.lookup(whole)
             position, watermark = dict(contents.marks.position), contents.marks.watermark()
-        part = PartitionAnswer(self.partition, self.epoch, position, watermark, self.clock.wall(), "live")
+            as_of = self.clock.wall()
+        self._check_lease()
+        part = PartitionAnswer(self.partition, self.epoch, position, watermark, as_of, "live")
         return rows, Answer(self.job, view, (part,))
 
     def keep_cut(self, cut: int, frozen: Frozen) -> None:
@@ -101,16 +112,17 @@ class ServedPartition:
         if self.pump.machine is None or self.pump.state not in ("live", "ended"):
             message = f"this partition is {self.pump.state}; it will be served again"
             raise Unavailable(message, job=self.job, partition=self.partition, retry_after=0.2)
-        if view not in self.pump._contents.tables:
-            raise InvalidFlow(f"no view {view!r}{did_you_mean(view, self.pump._contents.tables)}", job=self.job)
+        views = self.pump.spec.plan.views
+        if view not in views:
+            raise InvalidFlow(f"no view {view!r}{did_you_mean(view, views)}", job=self.job)
 
     def _fresh(self) -> _Kept:
         with self._lock:
             now = self.clock.monotonic()
             if self._shared is None or now - self._shared.touched > SHARED_FOR:
                 with self.pump.gate:
-                    frozen = self.pump._contents.freeze()
-                self._shared = _Kept(frozen, self.clock.wall(), now)
+                    frozen, as_of = self.pump._contents.freeze(), self.clock.wall()
+                self._shared = _Kept(frozen, as_of, now)
             return self._shared
 
     def _cut(self, cut: int) -> _Kept:

@@ -12,6 +12,7 @@ def describe(pump: Pump) -> dict[str, Any]:
     """Msgpack-able. Read without the gate: numbers may be of slightly different moments."""
     report: dict[str, Any] = {
         "job": pump.spec.name,
+        "run": pump.spec.run,
         "partition": pump.number,
         "epoch": pump.epoch,
         "state": pump.state,
@@ -19,10 +20,10 @@ def describe(pump: Pump) -> dict[str, Any]:
         "problems": dict(pump.problems),
         "damaged": list(pump.damaged),
     }
-    machine = pump.machine
-    if machine is None or pump.state == "loading":
+    machine, commits = pump.machine, pump.commits
+    if machine is None or commits is None or pump.state == "loading":
         return report
-    marks = machine.contents.marks
+    marks, committing = machine.contents.marks, commits.machine
     return report | {
         "table": machine.table.version,
         "position": {split: list(place) for split, place in list(marks.position.items())},
@@ -36,8 +37,12 @@ def describe(pump: Pump) -> dict[str, Any]:
         "waiting": sum(machine.lag().values()),
         "filling": sorted(machine.goals),
         "refused": machine.refused,
-        "snapshot": {"version": pump.manifest.version, "at": pump.saved_at, "seconds": pump.save_seconds},
-        "unpublished": len(pump.manifest.staged),
+        "snapshot": {"version": committing.manifest.version, "at": commits.saved_at, "seconds": commits.seconds},
+        "spilled": committing.spilled,
+        "unpublished": len(committing.unpublished),
+        "open": sum(each.open for each in committing.manifest.staged),
+        "rejected": committing.rejected.total(),
+        "sinks": committing.describe(pump.clock.wall()),
         "cut": pump.cut,
-        "cut_saved": pump.cut_saved,
+        "cut_saved": commits.cut_saved,
     }

@@ -10,7 +10,7 @@ import pyarrow as pa
 from flowstate.errors import InvalidFlow, did_you_mean
 from flowstate.plan.portable import load_tables
 from flowstate.plan.position import NEVER, Place
-from flowstate.plan.spec import TableSpec
+from flowstate.plan.spec import TableSpec, queryable
 from flowstate.snapshot.saved import SavedSnapshot
 from flowstate.state.append import AppendTable
 from flowstate.state.table import KeyedTable
@@ -27,9 +27,20 @@ class StoredPartition:
     def __init__(self, snapshot: SavedSnapshot, partition: int) -> None:
         self.snapshot, self.partition = snapshot, partition
         self.job, self.epoch = snapshot.job.name, snapshot.manifests[partition].epoch
-        self.specs = load_tables(snapshot.job.plan["tables"])
+        self.specs = queryable(load_tables(snapshot.job.plan["tables"]))
         self._tables: dict[str, KeyedTable | AppendTable] = {}
         self._lock = threading.Lock()
+
+    @property
+    def as_of(self) -> float:
+        """Unix time when what was loaded was current. A damaged state makes `load` go back to an older one, so ask after it."""
+        state = self.snapshot.manifests[self.partition].state
+        return state.as_of if state else 0.0
+
+    def load(self, view: str) -> None:
+        """Load a view now rather than when it is first asked for. Raises CorruptData, Unavailable, and InvalidFlow if there is none."""
+        with self._lock:
+            self._table(view)
 
     def scan(
         self, view: str, columns: list[str] | None = None, cut: int | None = None
@@ -91,11 +102,16 @@ def view_info(name: str, spec: TableSpec | object, schema: pa.Schema) -> ViewInf
     return ViewInfo(name, schema, "append")
 
 
-def stored_directory(snapshot: SavedSnapshot, location: str) -> Directory:
-    """The routing table of a snapshot that is served at `location`."""
+def stored_directory(snapshot: SavedSnapshot, location: str | None, version: int = 1) -> Directory:
+    """The routing table of a snapshot that is served at `location`, or nowhere."""
     job = snapshot.job
-    views = {name: view_info(name, spec, spec.schema) for name, spec in load_tables(job.plan["tables"]).items()}
+    tables = queryable(load_tables(job.plan["tables"]))
+    views = {name: view_info(name, spec, spec.schema) for name, spec in tables.items()}
+    count = len(snapshot.manifests) if snapshot.cut is not None else job.partitions
     partitions = tuple(
-        PartitionInfo(number, manifest.epoch, location) for number, manifest in sorted(snapshot.manifests.items())
+        PartitionInfo(number, snapshot.manifests[number].epoch, location)
+        if number in snapshot.manifests
+        else PartitionInfo(number, 0, None)
+        for number in range(count)
     )
-    return Directory(job.name, 1, job.seed, job.key_groups, views, partitions)
+    return Directory(job.name, version, job.seed, job.key_groups, views, partitions)

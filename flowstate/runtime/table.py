@@ -34,8 +34,10 @@ class SplitEntry:
 @dataclass(frozen=True)
 class Table:
     """`readers` lacks a split that is still joining: owners take it in first and say how far their watermark got (docs/protocol.md).
-    `draining`: following splits end where they are now. `stopping`: nothing is read any more. `saves`: whether the open cut is to be
-    saved, or only kept for readers."""
+
+    `draining`: following splits end where they are now. `stopping`: nothing is read any more. `paused`: nothing is read for now, since
+    output waits for a sink beyond its quota. `saves`: whether the open cut is to be saved, or only kept for readers.
+    """
 
     version: int = 0
     readers: Mapping[str, ReaderOf] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class Table:
     saves: bool = False
     draining: bool = False
     stopping: bool = False
+    paused: bool = False
 
     def dump(self) -> dict[str, Any]:
         """Plain data for a Dask message."""

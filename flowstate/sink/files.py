@@ -1,119 +1,106 @@
-"""Parquet files, each of which appears whole, once, under a name that says who made it.
+"""Files, each of which appears whole, once, under a name that says who made it.
 
-``<url>/month=2017-01-01/p0003-g0001-e000005-000012-monthly_subtotals.parquet``: partition, generation, epoch, number of the save, table.
-The bytes are made once, by `prepare`; publishing copies them, so all publishers write the same. A file that was published and then moved
-away by a consumer may appear once more after a crash, under the same name: names are what tells outputs apart.
+``<url>/month=2017-01-01/p0003-g0001-e000005-000012-monthly_subtotals.parquet``: partition, generation, epoch, number of the save, table;
+behind the number the how manyth file of that save in its folder, unless it is the first. The bytes are made once, by `prepare`;
+publishing copies them, so all publishers write the same. A file that was published and then moved away by a consumer may appear once more
+after a crash, under the same name: names are what tells outputs apart.
+
+Without `roll_bytes` and `roll_after` every save finishes its files. With them rows wait in the stage, open, until there are enough of them
+in their folder (`open_files`), or the input has ended.
 """
 
 from __future__ import annotations
 
-import io
+import contextlib
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from flowstate.errors import CorruptData, InternalError, InvalidFlow, did_you_mean
+from flowstate.errors import CorruptData, FlowstateError, InternalError, InvalidFlow, did_you_mean
 from flowstate.plan.output import StagedOutput
 from flowstate.plan.spec import SinkSpec
-from flowstate.sink import hive
-from flowstate.sink.base import Sink
+from flowstate.sink import hive, open_files
+from flowstate.sink.base import Sink, Stage
+from flowstate.sink.file_formats import FORMATS
+from flowstate.sink.staging import checksum, read_staged, stage_object
 from flowstate.store import Store
 
-_COMPRESSIONS = ("none", "snappy", "gzip", "brotli", "zstd", "lz4")
-_OPTIONS = ("partition_by", "compression", "storage_options")
+_OPTIONS = ("partition_by", "compression", "roll_bytes", "roll_after", "storage_options")
+# After how many publications one folder of the target is swept, and how many folders are remembered for it.
+_SWEEP_EVERY = 64
+_SWEPT_FOLDERS = 1000
 
 
-class ParquetSink(Sink):
-    """`spec.options`: `partition_by` (a column or several: one folder per value), `compression` (default zstd), `storage_options` of
-    the target. `sink` is the number by which the job knows it."""
+class FileSink(Sink):
+    """`spec.options`: `partition_by` (a column or several: one folder per value), `compression` (of the format, `file_formats`),
+    `roll_bytes` (int: a file is finished once its rows are so many bytes as Arrow, before the format compresses them; more than that is
+    cut into several files), `roll_after` (microseconds: ... once its oldest row was saved that long ago), `storage_options` of the
+    target. `sink` is the number by which the job knows it."""
 
     def __init__(self, spec: SinkSpec, *, sink: int = 0) -> None:
         options: Mapping[str, Any] = spec.options
-        if spec.mode != "final":
-            message = "rows in Parquet files cannot change later; write .final() rows"
-            raise InvalidFlow(message, table=spec.table, mode=spec.mode)
         for name in options:
             if name not in _OPTIONS:
-                raise InvalidFlow(
-                    f"sink_parquet has no option {name!r}{did_you_mean(name, _OPTIONS)}", table=spec.table
-                )
-        if options.get("compression", "zstd") not in _COMPRESSIONS:
-            compression = str(options["compression"])
-            hint = did_you_mean(compression, _COMPRESSIONS)
-            raise InvalidFlow(f"Parquet has no compression {compression!r}{hint}", table=spec.table)
+                hint = did_you_mean(name, _OPTIONS)
+                raise InvalidFlow(f"sink_{spec.kind} has no option {name!r}{hint}", table=spec.table)
+        if spec.kind not in FORMATS:
+            raise InvalidFlow("files have no such format", kind=spec.kind)
         by = options.get("partition_by") or ()
         self.spec = spec
         self.sink = sink
         self.partition_by: tuple[str, ...] = (by,) if isinstance(by, str) else tuple(by)
-        self.compression = options.get("compression", "zstd")
+        self.format = FORMATS[spec.kind](options.get("compression"))
+        self.rolling = open_files.Rolling.of(options.get("roll_bytes"), options.get("roll_after"))
         self.target = Store.open(spec.url, **(options.get("storage_options") or {}))
+        self._checked: pa.Schema | None = None
+        self._visited: dict[str, None] = {}
+        self._publications = 0
 
     def check(self, schema: pa.Schema) -> None:
         self._check(schema)
         self.target.probe()
+        self.target.sweep("")
 
-    def prepare(
-        self, store: Store, prefix: str, partition: int, epoch: int, number: int, rows: pa.Table
-    ) -> Sequence[StagedOutput]:
-        self._check(rows.schema)
-        if rows.num_rows == 0:
-            return []
-        return [
-            self._stage(store, prefix, partition, epoch, number, index, folder, part)
-            for index, (folder, part) in enumerate(hive.split(rows, self.partition_by))
-        ]
+    def prepare(self, stage: Stage, rows: pa.Table | None, open: Sequence[StagedOutput] = ()) -> Sequence[StagedOutput]:
+        new: dict[str, tuple[str, pa.Table]] = {}
+        if rows is not None and rows.num_rows:
+            self._check(rows.schema)
+            for folder, part in hive.split(rows, self.partition_by):
+                new[open_files.suffix(folder, part.schema)] = folder, part
+        waiting = open_files.by_folder(open)
+        work = _Prepared(self, stage)
+        for key in waiting | new:
+            work.folder(key, waiting.get(key, []), new.get(key))
+        return work.named
 
-    def _stage(
-        self,
-        store: Store,
-        prefix: str,
-        partition: int,
-        epoch: int,
-        number: int,
-        index: int,
-        folder: str,
-        rows: pa.Table,
-    ) -> StagedOutput:
-        data = self._encode(rows)
-        generation = prefix.split("/")[0]
-        table = quote(self.spec.table, safe="")
-        for attempt in range(100):
-            again = f"-{attempt}" if attempt else ""
-            path = f"{prefix}/stage/e{epoch:06d}-{number:06d}-{self.sink}-{index}{again}.parquet"
-            name = f"p{partition:04d}-{generation}-e{epoch:06d}-{number:06d}{again}-{table}.parquet"
-            if store.create(path, data) or store.read(path) == data:
-                return StagedOutput(
-                    self.sink, path, f"{folder}/{name}" if folder else name, rows.num_rows, _checksum(data)
-                )
-        raise InternalError("output was staged too often under one number", prefix=prefix, epoch=epoch, number=number)
+    def due(self, open: Sequence[StagedOutput], now: float) -> bool:
+        return self.rolling.due(open, now)
 
-    def publish(self, store: Store, staged: StagedOutput) -> None:
-        if self._published(staged):
-            return
-        try:
-            data = store.read(staged.path)
-        except FileNotFoundError as error:
-            # A zombie may come so late that the output was published, taken away by its consumer, and its stage deleted.
-            if self._published(staged):
-                return
-            message = "staged output is gone, and was not published here; restore the snapshot folder from a backup"
-            raise CorruptData(message, object=staged.path, target=staged.target) from error
-        if _checksum(data) != staged.checksum:
-            message = "staged output is not what was written; restore it from a backup"
-            raise CorruptData(message, object=staged.path, target=staged.target)
-        if not self.target.create(staged.target, data):
-            self._published(staged)
+    def publish(self, store: Store, staged: StagedOutput) -> int:
+        if staged.open:
+            raise InternalError("a file that is still open cannot be published", object=staged.path)
+        if not self._published(staged):
+            try:
+                data = read_staged(store, staged)
+            except FileNotFoundError as error:
+                # A zombie may come so late that the output was published, taken away by its consumer, and its stage deleted.
+                if self._published(staged):
+                    return 0
+                message = "staged output is gone, and was not published here; restore the snapshot folder from a backup"
+                raise CorruptData(message, object=staged.path, target=staged.target) from error
+            if not self.target.create(staged.target, data):
+                self._published(staged)
+        self._sweep(staged.target.rpartition("/")[0])
+        return 0
 
     def _published(self, staged: StagedOutput) -> bool:
         """Whether the target is there. It must be ours: the same name with other content means two jobs write into one folder."""
         if not self.target.exists(staged.target):
             return False
         try:
-            found = _checksum(self.target.read(staged.target))
+            found = checksum(self.target.read(staged.target))
         except FileNotFoundError:  # taken away by a consumer just now
             return True
         if found != staged.checksum:
@@ -123,7 +110,24 @@ class ParquetSink(Sink):
             raise InvalidFlow(message, url=self.target.url, file=staged.target)
         return True
 
+    def _sweep(self, folder: str) -> None:
+        """Now and then remove what publishers that died left in one of the folders that were written to."""
+        self._visited.pop(folder, None)
+        self._visited[folder] = None
+        self._publications += 1
+        if self._publications % _SWEEP_EVERY and len(self._visited) <= _SWEPT_FOLDERS:
+            return
+        # Several threads may be here. Each takes out another folder, or finds none.
+        with contextlib.suppress(FlowstateError, StopIteration, RuntimeError, KeyError):
+            oldest = next(iter(self._visited))
+            del self._visited[oldest]
+            self.target.sweep(oldest)
+            if len(self._visited) < _SWEPT_FOLDERS:
+                self._visited[oldest] = None
+
     def _check(self, schema: pa.Schema) -> None:
+        if self._checked is not None and schema.equals(self._checked):
+            return
         for name in self.partition_by:
             if name not in schema.names:
                 raise InvalidFlow(
@@ -140,23 +144,85 @@ class ParquetSink(Sink):
             raise InvalidFlow(
                 "partition_by leaves no column for the files", table=self.spec.table, columns=schema.names
             )
-        for field in schema:
-            try:
-                self._encode(pa.schema([field]).empty_table())
-            except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-                message = "Parquet cannot hold this column; cast it, or leave it out with select"
-                raise InvalidFlow(message, column=field.name, type=str(field.type)) from error
-
-    def _encode(self, rows: pa.Table) -> bytes:
-        buffer = io.BytesIO()
-        try:
-            pq.write_table(rows, buffer, compression=self.compression)
-        except (OSError, TypeError) as error:
-            raise InvalidFlow(
-                "this compression is not known to Parquet; try zstd", compression=self.compression
-            ) from error
-        return buffer.getvalue()
+        self.format.check(pa.schema([each for each in schema if each.name not in self.partition_by]))
+        self._checked = schema
 
 
-def _checksum(data: bytes) -> str:
-    return blake2b(data, digest_size=16).hexdigest()
+class _Prepared:
+    """One `prepare` in the making: `named` is what the manifest is to name."""
+
+    def __init__(self, sink: FileSink, stage: Stage) -> None:
+        self.sink = sink
+        self.stage = stage
+        self.named: list[StagedOutput] = []
+        self._index = 0
+
+    def folder(self, key: str, parts: list[StagedOutput], new: tuple[str, pa.Table] | None) -> None:
+        """What becomes of the parts and the new rows of one folder."""
+        rolling, stage = self.sink.rolling, self.stage
+        finish = stage.last or rolling.now or rolling.due(parts, stage.now)
+        since = min((each.since for each in parts), default=stage.now)
+        if new is not None:
+            folder, rows = new
+            if finish and rolling.now and not parts:
+                self._finish(folder, [rows])
+                return
+            data = open_files.encode(folder, rows)
+        else:
+            data = b""
+        size = len(data) + sum(each.bytes for each in parts)
+        if not finish and size < rolling.bytes:
+            self._keep(key, parts, new, data)
+            return
+        waited = 0
+        if parts:
+            folder, before = open_files.read(stage.store, parts)
+            waited = before.num_rows
+            rows = before if new is None else pa.concat_tables([before, rows.replace_schema_metadata(None)])
+        cut = open_files.cut(rows.num_rows, size, rolling.bytes, finish)
+        files, begin = [], 0
+        for count in cut.files:
+            files.append(rows.slice(begin, count))
+            begin += count
+        data = open_files.encode(folder, rows.slice(begin)) if cut.rest else b""
+        if cut.rest and len(data) >= rolling.bytes:  # rows of unequal width: the last ones alone fill a file
+            files.append(rows.slice(begin))
+            data = b""
+        self._finish(folder, files)
+        if data:
+            self._stage_open(key, data, cut.rest, since if begin < waited else stage.now)
+
+    def _keep(self, key: str, parts: list[StagedOutput], new: tuple[str, pa.Table] | None, data: bytes) -> None:
+        """The file is not full yet: only the new rows are staged, unless the folder has too many parts."""
+        if new is None:
+            self.named += parts
+            return
+        folder, rows = new
+        since = self.stage.now
+        crowd = open_files.crowded(parts)
+        if crowd:
+            parts, joined = parts[:-crowd], parts[-crowd:]
+            _, before = open_files.read(self.stage.store, joined)
+            rows = pa.concat_tables([before, rows.replace_schema_metadata(None)])
+            data, since = open_files.encode(folder, rows), min(each.since for each in joined)
+        self.named += parts
+        self._stage_open(key, data, rows.num_rows, since)
+
+    def _stage_open(self, key: str, data: bytes, rows: int, since: float) -> None:
+        path, _ = stage_object(self.stage, self.sink.sink, self._index, key, data)
+        self._index += 1
+        self.named.append(StagedOutput(self.sink.sink, path, "", rows, checksum(data), len(data), since))
+
+    def _finish(self, folder: str, files: Sequence[pa.Table]) -> None:
+        stage, sink = self.stage, self.sink
+        table = quote(sink.spec.table, safe="")
+        generation = stage.prefix.split("/")[0]
+        for piece, rows in enumerate(files):
+            data = sink.format.encode(rows)
+            path, attempt = stage_object(stage, sink.sink, self._index, sink.spec.kind, data)
+            self._index += 1
+            which = f"-{piece}-{attempt}" if attempt else f"-{piece}" if piece else ""
+            name = f"p{stage.partition:04d}-{generation}-e{stage.epoch:06d}-{stage.number:06d}{which}-{table}"
+            target = f"{folder}/{name}.{sink.format.suffix}" if folder else f"{name}.{sink.format.suffix}"
+            output = StagedOutput(sink.sink, path, target, rows.num_rows, checksum(data), len(data), stage.now)
+            self.named.append(output)

@@ -59,11 +59,13 @@ class JobChain:
         seed: int,
         created: float,
         origin: int | None = None,
+        after: int | None = None,
     ) -> JobRecord:
         """Begin a run, which fences every run before it. `key_groups`, `seed` and `created` count only at the first start.
 
         `origin`, the number of a saved cut, begins a new generation; another number of partitions needs one. InvalidFlow, with what
-        differs, when the flow is not the one that wrote these snapshots.
+        differs, when the flow is not the one that wrote these snapshots. `after`: the run that must be the newest so far, since what was
+        decided rests on it; Fenced when it is not.
         """
         for _ in range(_ATTEMPTS):
             latest = self.chain.latest()
@@ -73,6 +75,8 @@ class JobChain:
             else:
                 version, before = latest[0] + 1, _parse(latest[1])
                 _check(before, name, plan, fingerprint)
+                if after is not None and before.run != after:
+                    raise Fenced("another run of this job has begun meanwhile; try again", run=after, newest=before.run)
                 if origin is None and partitions != before.partitions:
                     raise InvalidFlow(
                         "these snapshots have another number of partitions; keep it, or restart from a saved cut to change it",

@@ -17,10 +17,15 @@ def entry(version: int) -> str:
     return f"{version:012d}.json"
 
 
+def copy_of_entry(version: int) -> str:
+    """Name of the copy of an entry."""
+    return f"{version:012d}.copy.json"
+
+
 def version_of(name: str) -> int | None:
-    """The inverse of `entry`; None for another name."""
+    """The version of an entry, or of its copy; None for another name."""
     stem, _, kind = name.partition(".")
-    return int(stem) if kind == "json" and len(stem) == 12 and stem.isdigit() else None
+    return int(stem) if kind in ("json", "copy.json") and len(stem) == 12 and stem.isdigit() else None
 
 
 def partition(generation: int, number: int) -> str:

@@ -73,13 +73,19 @@ class SavedState:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`version` is the entry's number in the chain. `handed` is what output was handed over to sinks: per sink a watermark."""
+    """`version` is the entry's number in the chain. `staged` is output that is not yet known to be published, or still open.
+
+    `handed` is what output was handed over to sinks, per sink (its number as text; without an entry: nothing yet). Final rows: a watermark,
+    up to which windows are handed over, or, of a sink that stood still, ``{"watermark": ..., "windows": [end, ...]}`` with windows after it
+    that were handed over because they left the state. Append tables: split -> last offset. Changes: the epoch of their rows; up to which
+    revisions is said by the saved state itself.
+    """
 
     version: int
     epoch: int
     state: SavedState | None = None
     staged: tuple[StagedOutput, ...] = ()
-    handed: Mapping[str, int] = field(default_factory=dict)
+    handed: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA  # version of this format
     ended: bool = False  # all splits ended and everything is handed over
 
@@ -89,7 +95,10 @@ class Manifest:
             "schema": self.schema,
             "epoch": self.epoch,
             "state": None if self.state is None else self.state.dump(),
-            "staged": [[each.sink, each.path, each.target, each.rows, each.checksum] for each in self.staged],
+            "staged": [
+                [each.sink, each.path, each.target, each.rows, each.checksum, each.bytes, each.since]
+                for each in self.staged
+            ],
             "handed": dict(self.handed),
             "ended": self.ended,
         }

@@ -21,7 +21,8 @@ _ATTEMPTS = 1000
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """`end` is exclusive, None while the split may grow. `label` and `hint` are the source's (`SplitInfo`)."""
+    """`end` is exclusive, None while the split may grow. `label` and `hint` are the source's (`SplitInfo`). `run` is the greatest run of
+    the job that has raised the reader epoch."""
 
     reader_epoch: int
     floors: tuple[Floor, ...] = ()
@@ -29,6 +30,7 @@ class SplitRecord:
     start: int = 0
     label: str = ""
     hint: Mapping[str, str] | None = None
+    run: int = 0
 
     def dump(self, split: str) -> dict[str, Any]:
         """Plain data."""
@@ -40,13 +42,16 @@ class SplitRecord:
             "start": self.start,
             "label": self.label,
             "hint": None if self.hint is None else dict(self.hint),
+            "run": self.run,
         }
 
     @staticmethod
     def parse(data: Mapping[str, Any]) -> SplitRecord:
         """The inverse of `dump`."""
         floors = tuple(Floor(*each) for each in data["floors"])
-        return SplitRecord(data["reader_epoch"], floors, data["end"], data["start"], data["label"], data["hint"])
+        return SplitRecord(
+            data["reader_epoch"], floors, data["end"], data["start"], data["label"], data["hint"], data.get("run", 0)
+        )
 
 
 class SplitRecords:
@@ -69,9 +74,15 @@ class SplitRecords:
         return sorted(found)
 
     def load(self, split: str) -> SplitRecord | None:
-        """The newest record, None when there is none."""
-        latest = self.chain(split).latest()
-        return None if latest is None else self._parse(split, latest[1])
+        """The newest record, None when there is none. It is settled: whoever acts upon it will find it again."""
+        chain = self.chain(split)
+        for _ in range(_ATTEMPTS):
+            latest = chain.latest()
+            if latest is None:
+                return None
+            if chain.settle(*latest):
+                return self._parse(split, latest[1])
+        raise Unavailable("too many writers of one split record; try again", split=split)
 
     def raise_epoch(
         self,
@@ -83,8 +94,12 @@ class SplitRecords:
         label: str | None = None,
         hint: Mapping[str, str] | None = None,
         floor: Floor | None = None,
+        run: int | None = None,
     ) -> SplitRecord:
         """A new reader epoch: one above the recorded one, or `epoch` (Fenced when that is not above it).
+
+        `run` is the run of the job that asks: Fenced when a newer one has raised the epoch already. A request of a replaced run that was
+        under way for long would otherwise leave the split to a reader that nobody knows.
 
         `floor` is the first floor of a split that joins: recorded with the epoch, in one write, unless the split has floors already.
         A split without a record gets one; `start` and `end` count only then. An end that is not known yet may be given later.
@@ -96,9 +111,13 @@ class SplitRecords:
             wanted = recorded + 1 if epoch is None else epoch
             if wanted <= recorded:
                 raise Fenced("another run reads this split", split=split, epoch=wanted, newest=recorded)
+            newest = 0 if record is None else record.run
+            if run is not None and run < newest:
+                raise Fenced("a newer run of this job has begun", split=split, run=run, newest=newest)
+            by = newest if run is None else run
             first = () if floor is None else (floor,)
             if record is None:
-                return SplitRecord(wanted, first, end, start, label or "", hint)
+                return SplitRecord(wanted, first, end, start, label or "", hint, by)
             return replace(
                 record,
                 reader_epoch=wanted,
@@ -106,6 +125,7 @@ class SplitRecords:
                 end=end if record.end is None else record.end,
                 label=record.label if label is None else label,
                 hint=record.hint if hint is None else hint,
+                run=by,
             )
 
         return self._change(split, change)
@@ -161,8 +181,10 @@ class SplitRecords:
             latest = chain.latest()
             before = None if latest is None else self._parse(split, latest[1])
             after = change(before)
-            if after == before:
-                return after
+            if after == before and latest is not None:
+                if chain.settle(*latest):
+                    return after
+                continue
             if chain.append((latest[0] if latest else 0) + 1, after.dump(split)):
                 return after
         raise Unavailable("too many writers of one split record; try again", split=split)

@@ -17,7 +17,7 @@ from flowstate.snapshot.segment import load_tables
 class Restored:
     """`manifest` is the newest: its epoch, staged output and hand-over marks stand. `state` is the newest that could be loaded, of the
     manifest `version`; None when nothing was ever saved. If it is older than the newest's (`damaged` says why), output at or below
-    `manifest.handed` must be suppressed while the log is read again."""
+    `manifest.handed` must be suppressed while the log is read again. `damaged` also names what a copy stood in for."""
 
     manifest: Manifest
     version: int
@@ -29,15 +29,15 @@ class Restored:
 def load_newest(chain: PartitionChain, names: Iterable[str] | None = None) -> Restored | None:
     """The newest state whose bytes are what was written; None for a partition that never was.
 
-    CorruptData when the newest manifest itself is damaged (what was handed over is unknown then), or when no state can be loaded.
+    CorruptData when the newest manifest and its copy are damaged (what was handed over is unknown then), or when no state can be loaded.
     """
     newest = chain.load()
     if newest is None:
         return None
+    damaged = chain.damage()
     if newest.state is None:
-        return Restored(newest, newest.version, None)
+        return Restored(newest, newest.version, None, damaged=tuple(damaged))
     wanted = None if names is None else list(names)
-    damaged: list[str] = []
     tried: list[SavedState] = []
     for manifest in chain.saved():
         if isinstance(manifest, CorruptData):

@@ -92,7 +92,7 @@ def retain_partition(
         return kept
     for version in versions:
         if version not in stay:
-            store.delete(chain.chain.name(version))
+            chain.chain.forget(version)
     names = {path for manifest in named for path in _names(manifest)}
     saves = [save for path in _names(newest) if (save := save_of(path)) is not None and save[0] == newest.epoch]
     before = max(saves, default=(newest.epoch, 0))
@@ -116,7 +116,7 @@ def retain_chains(store: Store) -> None:
     for path in ["job", *(f"{SPLITS}/{name}" for name in store.list(SPLITS))]:
         chain = Chain(store, path)
         for version in chain.versions()[:-KEPT_ENTRIES]:
-            store.delete(chain.name(version))
+            chain.forget(version)
         store.sweep(path)
 
 

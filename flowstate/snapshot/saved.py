@@ -50,16 +50,19 @@ class SavedSnapshot:
         cut = latest_cut(store, skip_damaged=True)
         if cut is not None and not newest:
             return _of_cut(store, job, cut)
-        manifests = {}
+        manifests, damaged = {}, []
         for partition in range(job.partitions):
-            manifest = PartitionChain(store, job.generation, partition).load()
-            if manifest is not None and manifest.state is not None:
+            manifest, damage = newest_state(store, job.generation, partition)
+            damaged += damage
+            if manifest is not None:
                 manifests[partition] = manifest
         if len(manifests) < job.partitions and job.origin is not None:
             return _of_cut(store, job, read_cut(store, job.origin))
         if not manifests:
             raise Unavailable("the job has not saved anything yet; wait for its first snapshot", url=store.url)
-        return SavedSnapshot(store, job, job.generation, manifests, None)
+        found = SavedSnapshot(store, job, job.generation, manifests, None)
+        found.damaged += damaged
+        return found
 
     @property
     def cuts(self) -> list[int]:
@@ -106,6 +109,17 @@ class SavedSnapshot:
                 self.manifests[partition] = older  # type: ignore[assignment]
                 return
         raise damage
+
+
+def newest_state(store: Store, generation: int, partition: int) -> tuple[Manifest | None, list[str]]:
+    """The newest manifest of a partition that can be read and has a state, and what was damaged on the way to it."""
+    damaged = []
+    for manifest in PartitionChain(store, generation, partition).saved():
+        if isinstance(manifest, CorruptData):
+            damaged.append(str(manifest))
+        elif manifest.state is not None:
+            return manifest, damaged
+    return None, damaged
 
 
 def _of_cut(store: Store, job: JobRecord, cut: SavedCut) -> SavedSnapshot:

@@ -33,7 +33,8 @@ class ArrowRows:
             if len(found) > 1:
                 raise Unreadable(f"field {each.name!r} is given twice")
             try:
-                row[each.name] = table.column(found[0]).cast(each.type)[0] if found else None
+                value = table.column(found[0]).cast(each.type)[0] if found else None
+                row[each.name] = value if value is not None and value.is_valid else None
             except (pa.ArrowException, ValueError) as error:
                 raise Unreadable(f"field {each.name!r}: {error}") from None
         return row

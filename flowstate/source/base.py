@@ -22,6 +22,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+TOPIC_ID = "topic_id"  # in the hint of a split whose topic has one
+
 
 @dataclass(frozen=True)
 class SplitInfo:
@@ -71,6 +73,10 @@ class SourceReader(ABC):
         ends exactly at the stop is given, even if it has no rows (gaps). Stretches of a split follow one another without a hole.
         Empty when nothing came within `timeout`.
         """
+
+    def trouble(self, split: str) -> str | None:
+        """What keeps an assigned split from being read just now and passes by itself: the log is away, and is waited for. For people."""
+        return None
 
     @abstractmethod
     def end_offset(self, split: str) -> int:

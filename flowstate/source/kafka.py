@@ -1,7 +1,17 @@
 """Kafka partitions as splits: manual assignment, no consumer group, and no offset that Kafka remembers for us.
 
 Options: `topic`, `bootstrap`, `format` (``json``, ``csv``, ``arrow``), `start` (``"earliest"``, ``"latest"``, ``{partition: offset}`` or a
-datetime), `config` (librdkafka settings as they are: SASL, TLS, sizes).
+datetime), `lost` (``"refuse"``, ``"skip"``), `config` (librdkafka settings as they are: SASL, TLS, sizes).
+
+Offsets that the log no longer has are never passed over in silence. A topic that was made anew (`kafka_identity`), and a log that ends
+before the offset to read next, are refused with the numbers. So are offsets that retention deleted before they were read, unless
+``lost="skip"``: then the stretch is given without rows and with one dead letter at its last offset, which names it and how long it is; so
+the total says visibly what is missing. What holds then: state is still a function of the position, of the log *as it was when it was
+read*, and of these letters; but a partition that recovers reads a log that may have lost more by then, so partitions may have lost
+different parts of a stretch. A partition that finds it lost when it reads the log for itself has a letter of its own for it, which may be
+the second of one stretch; whoever has applied the stretch before it was lost keeps its rows and gets no letter. Rows behind it are judged
+late by what the reader could still read, so a row that is out of order by more than `lateness` just there may count where it would have
+been late.
 
 Only committed transactions are read unless `config` says otherwise. Offsets have gaps (transaction markers, aborted rows,
 compaction): a stretch covers them, up to the next record, or up to the end that the broker reports.
@@ -18,13 +28,14 @@ import numpy as np
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from flowstate.clock import Clock, SystemClock
-from flowstate.errors import FlowstateError, InternalError, InvalidFlow, Unavailable, did_you_mean
+from flowstate.errors import CorruptData, FlowstateError, InternalError, InvalidFlow, Unavailable, did_you_mean
 from flowstate.plan.position import NEVER
 from flowstate.plan.spec import ScanSpec
-from flowstate.source.base import Rows, Source, SourceReader, SplitInfo
+from flowstate.source.base import TOPIC_ID, Rows, Source, SourceReader, SplitInfo
 from flowstate.source.decode import Decoder
-from flowstate.source.kafka_client import Outages, Topic, open_consumer, reading_error
-from flowstate.source.records import Records, check_scan, dead_letters, no_rows
+from flowstate.source.kafka_client import Outages, Topic, gone, lost_upto, made_anew, open_consumer, reading_error
+from flowstate.source.kafka_identity import TopicWatch
+from flowstate.source.records import Records, Refused, check_scan, dead_letters, no_rows
 
 FORMATS = ("json", "csv", "arrow")
 #: A partition with this many messages waiting here is paused; after that it has to be fetched anew, which takes a round trip or two.
@@ -50,23 +61,26 @@ class KafkaSource(Source):
         self._config = config
         self._start = options.get("start", "earliest")
         _check_start(spec.name, self._start)
+        self.skips_lost = _skips_lost(spec)
         Decoder(spec, self.format)  # Refuses types that the format has no values of.
-        self._seen: set[int] | None = None
+        self._starts: dict[int, int] | None = None
 
     def splits(self) -> Sequence[SplitInfo]:
         topic = Topic(self._spec.name, self.topic, self._bootstrap, self._config)
         try:
             partitions = topic.partitions()
-            # A partition that appears later is read from its beginning: nobody could have chosen to skip it.
-            new = [] if self._seen is None else [each for each in partitions if each not in self._seen]
-            starts = topic.starts([each for each in partitions if each not in new], self._start)
-            starts.update(topic.starts(new, "earliest"))
+            # A partition that appears later is read from its beginning: nobody could have chosen to skip it. Where the others begin is
+            # settled: what was chosen then may by now be outside of what they hold.
+            chosen = self._start if self._starts is None else "earliest"
+            known = self._starts or {}
+            starts = known | topic.starts([each for each in partitions if each not in known], chosen)
+            identity = topic.identity()
         finally:
             topic.close()
-        if self._seen is None:
-            self._seen = set(partitions)
+        self._starts = starts
+        hint = {TOPIC_ID: identity} if identity else None
         return [
-            SplitInfo(f"{self._spec.name}/{self.topic}/{each}", f"{self.topic}[{each}]", starts[each])
+            SplitInfo(f"{self._spec.name}/{self.topic}/{each}", f"{self.topic}[{each}]", starts[each], hint=hint)
             for each in partitions
         ]
 
@@ -79,6 +93,17 @@ class KafkaSource(Source):
 
     def consumer(self, outages: Outages) -> Consumer:
         return open_consumer(self._spec.name, self._bootstrap, self._config, outages)
+
+    def watch(self, clock: Clock) -> TopicWatch:
+        return TopicWatch(self._bootstrap, self._config, self.topic, clock)
+
+
+def _skips_lost(spec: ScanSpec) -> bool:
+    chosen = spec.options.get("lost", "refuse")
+    if chosen not in ("refuse", "skip"):
+        message = "lost is 'refuse' (offsets that retention deleted are an error), or 'skip' (they are a dead letter)"
+        raise InvalidFlow(message, source=spec.name, lost=chosen)
+    return bool(chosen == "skip")
 
 
 def _check_start(source: str, start: object) -> None:
@@ -98,14 +123,22 @@ def _check_start(source: str, start: object) -> None:
 class _Split:
     """A partition that is read: `position` is the next offset to give, `waiting` the messages fetched but not given."""
 
-    def __init__(self, name: str, partition: int, offset: int) -> None:
+    def __init__(self, name: str, partition: int, offset: int, topic_id: str) -> None:
         self.name = name
         self.partition = partition
         self.position = offset
+        self.topic_id = topic_id  # of the topic that the offsets belong to; '' if that is not known
         self.waiting: list[Message] = []
         self.end: int | None = None  # where the broker said the partition ends, after all of `waiting`
         self.paused = False
         self.broken: FlowstateError | None = None
+        self.lost: list[tuple[int, int]] = []  # stretches that retention deleted, between what is in `waiting`
+
+    @property
+    def next_fetched(self) -> int:
+        """The offset that the consumer fetches next."""
+        fetched = _offset(self.waiting[-1]) + 1 if self.waiting else self.position
+        return max(fetched, self.lost[-1][1]) if self.lost else fetched
 
 
 class KafkaReader(SourceReader):
@@ -119,6 +152,9 @@ class KafkaReader(SourceReader):
         self._clock = clock or SystemClock()
         self._outages = Outages(spec.name)
         self._consumer = source.consumer(self._outages)
+        self._watch = source.watch(self._clock)
+        self._troubles = 0
+        self._skips_lost = source.skips_lost
         self._splits: dict[int, _Split] = {}
         self._names: dict[str, int] = {}
 
@@ -128,8 +164,9 @@ class KafkaReader(SourceReader):
         if not prefix.endswith(f"/{self._topic}") or not number.isdecimal():
             raise InternalError("this split is of another topic", split=split.name, topic=self._topic)
         partition = int(number)
-        self._splits[partition] = _Split(split.name, partition, offset)
+        self._splits[partition] = _Split(split.name, partition, offset, (split.hint or {}).get(TOPIC_ID, ""))
         self._names[split.name] = partition
+        self._watch.doubt()
         with self._client_errors(split.name):
             self._consumer.incremental_assign([TopicPartition(self._topic, partition, offset)])
 
@@ -157,9 +194,11 @@ class KafkaReader(SourceReader):
     def poll(self, wanted: Mapping[str, int | None], *, max_rows: int, timeout: float) -> Sequence[Rows]:
         splits = [self._splits[self._names[each]] for each in wanted if each in self._names]
         self._pause(max_rows)
+        self._check_topic(splits)
         given = self._ready(splits, wanted, max_rows)
         if not given:
             self._fetch(max_rows, timeout if splits else 0)
+            self._check_topic(splits)
             given = self._ready(splits, wanted, max_rows)
         if not given:
             # Only then: what the other splits have is not held back by one that is broken.
@@ -167,6 +206,22 @@ class KafkaReader(SourceReader):
                 if split.broken is not None:
                     raise split.broken
         return given
+
+    def _check_topic(self, splits: Sequence[_Split]) -> None:
+        """Whether the topic is still the one that the offsets belong to."""
+        if self._outages.count != self._troubles:
+            self._troubles = self._outages.count
+            self._watch.doubt()
+        if not self._outages.errors and not any(each.topic_id for each in splits):
+            return
+        seen = self._watch.look()
+        if seen is not None:
+            self._outages.errors.clear()  # the broker answers again, also where there is nothing to read
+        for each in splits:
+            if seen and each.topic_id and seen != each.topic_id and not isinstance(each.broken, CorruptData):
+                each.broken = made_anew(
+                    self._spec.name, self._topic, each.partition, each.position, each.topic_id, seen, self._consumer
+                )
 
     def _pause(self, max_rows: int) -> None:
         # Pausing throws away what librdkafka has fetched ahead, so a split is paused only once enough of it waits here.
@@ -204,7 +259,17 @@ class KafkaReader(SourceReader):
         if error.name() == "_PARTITION_EOF":
             split.end = message.offset()
             return
-        broken = reading_error(self._spec.name, self._topic, split.partition, split.position, error, self._consumer)
+        self._watch.doubt()
+        where = split.partition, split.next_fetched
+        lost = lost_upto(self._topic, *where, error, self._consumer) if self._skips_lost else None
+        if lost is not None:
+            split.lost.append((split.next_fetched, lost))
+            place = TopicPartition(self._topic, split.partition, lost)
+            with self._client_errors(split.name):
+                self._consumer.incremental_unassign([place])
+                self._consumer.incremental_assign([place])
+            return
+        broken = reading_error(self._spec.name, self._topic, *where, error, self._consumer)
         if broken is None:
             self._outages.note(error)
         else:
@@ -215,6 +280,10 @@ class KafkaReader(SourceReader):
         active = [each for each in splits if each.waiting]
         share = max(1, max_rows // max(1, len(active)))
         for split in splits:
+            if split.topic_id and self._watch.seen is None:
+                continue  # not before it is known that this is still the topic
+            if isinstance(split.broken, CorruptData):
+                continue
             rows = self._stretch(split, wanted[split.name], share)
             if rows is not None:
                 given.append(rows)
@@ -224,6 +293,11 @@ class KafkaReader(SourceReader):
         since = split.position
         if stop is not None and since >= stop:
             return None
+        if split.lost:
+            begin, end = split.lost[0]
+            if since >= begin:
+                return self._lost(split, min(end, end if stop is None else stop))
+            stop = begin if stop is None else min(begin, stop)
         taken = split.waiting[:most]
         if stop is not None:
             taken = [each for each in taken if _offset(each) < stop]
@@ -246,6 +320,25 @@ class KafkaReader(SourceReader):
             return Rows(split.name, since, to, no_rows(self._spec), dead_letters(self._spec.name, split.name, ()))
         batch, dead = self._decoder.decode(split.name, _records(taken))
         return Rows(split.name, since, to, batch, dead)
+
+    def _lost(self, split: _Split, to: int) -> Rows:
+        """The stretch up to `to`, of which nothing is left. The letter is at its last offset, so that an owner that has applied the
+        beginning of it hears of the rest."""
+        since, end = split.position, split.lost[0][1]
+        reason = (
+            f"{to - since} offsets, {since} to {to - 1}, were deleted from the log before they were read (retention); "
+            f"the log begins at {end}"
+        )
+        letters = dead_letters(self._spec.name, split.name, [Refused(to - 1, reason, None, None)])
+        split.position = to
+        if to >= end:
+            del split.lost[0]
+        return Rows(split.name, since, to, no_rows(self._spec), letters)
+
+    def trouble(self, split: str) -> str | None:
+        if self._watch.gone:
+            return f"InvalidFlow: {gone(self._spec.name, self._topic, self._names.get(split))}"
+        return self._outages.told(self._topic)
 
     def end_offset(self, split: str) -> int:
         if split not in self._names:

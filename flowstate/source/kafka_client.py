@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from flowstate.clock import Clock, SystemClock
 from flowstate.errors import CorruptData, FlowstateError, InvalidFlow, Unavailable, did_you_mean
+from flowstate.source.kafka_identity import topic_id
 
 REACH_SECONDS = 8.0
 _TRY_SECONDS = 1.0
@@ -44,11 +45,17 @@ class Outages:
     def __init__(self, source: str) -> None:
         self._source = source
         self.errors: list[KafkaError] = []
+        self.count = 0
 
     def note(self, error: KafkaError) -> None:
+        self.count += 1
         if not any(each.code() == error.code() for each in self.errors):
             log.warning("kafka source %r: %s; reading goes on when the broker is back", self._source, error.str())
             self.errors.append(error)
+
+    def told(self, topic: str) -> str | None:
+        """What a user should know while it lasts."""
+        return f"Unavailable: {_away(self._source, topic, self.errors[-1], None)}" if self.errors else None
 
     def end_offset(self, consumer: Consumer, topic: str, partition: int) -> int:
         try:
@@ -88,6 +95,7 @@ class Topic:
         self._source = source
         self._topic = topic
         self._bootstrap = bootstrap
+        self._config = config
         self._clock = clock or SystemClock()
         self._outages = Outages(source)
         self._deadline = self._clock.monotonic() + REACH_SECONDS
@@ -161,6 +169,14 @@ class Topic:
                 starts[each] = high if start == "latest" else low
         return starts
 
+    def identity(self) -> str:
+        """The id of the topic; '' if it has none, or the broker does not tell."""
+        while True:
+            found = topic_id(self._bootstrap, self._config, self._topic, max(1.0, self._patience()))
+            if found is not None:
+                return found
+            self._check(None)
+
     def _starts_at(self, partitions: Sequence[int], start: datetime) -> dict[int, int]:
         wanted = [TopicPartition(self._topic, each, int(start.timestamp() * 1000)) for each in partitions]
         while wanted:
@@ -217,26 +233,74 @@ def _away(source: str, topic: str, error: KafkaError | None, bootstrap: str | No
     return Unavailable(told, source=source, topic=topic, bootstrap=bootstrap)
 
 
+def _held(consumer: Consumer, topic: str, partition: int) -> tuple[int, int] | None:
+    """The first offset and the end of a partition; None if the broker does not tell within 2 s."""
+    try:
+        answer = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=2)
+    except KafkaException:
+        return None
+    return None if answer is None else (int(answer[0]), int(answer[1]))
+
+
+def lost_upto(topic: str, partition: int, offset: int, error: KafkaError, consumer: Consumer) -> int | None:
+    """Where a partition begins, if that is why the consumer cannot go on at `offset`."""
+    held = _held(consumer, topic, partition) if error.name() in _LOST else None
+    return held[0] if held is not None and held[0] > offset else None
+
+
+def made_anew(
+    source: str, topic: str, partition: int, offset: int, was: str, now: str, consumer: Consumer
+) -> CorruptData:
+    """The topic has another id than the one that the offsets belong to."""
+    held = _held(consumer, topic, partition)
+    return CorruptData(
+        "the topic was deleted and made anew, so its offsets mean other records; restore the old topic, or start anew with another "
+        "snapshots folder to count what the new one holds",
+        source=source,
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        first=held[0] if held else None,
+        end=held[1] if held else None,
+        topic_id=now,
+        was=was,
+    )
+
+
+def gone(source: str, topic: str, partition: int | None) -> InvalidFlow:
+    """There is no such topic any more."""
+    message = "the topic or its partition is gone; bring it back with its records, or start anew with another snapshots folder"
+    return InvalidFlow(message, source=source, topic=topic, partition=partition)
+
+
 def reading_error(
     source: str, topic: str, partition: int, offset: int, error: KafkaError, consumer: Consumer
 ) -> FlowstateError | None:
     """What an error about one partition means; None if it passes by itself."""
     if error.name() in _LOST:
-        held: tuple[int, int] | None
-        try:
-            held = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=2)
-        except KafkaException:
-            held = None
-        return CorruptData(
-            "the partition no longer holds the offset to read next: retention deleted it, or the topic was made anew; restore"
-            " the records, or start with new snapshots and start='earliest' to count what is left",
-            source=source,
-            topic=topic,
-            partition=partition,
-            offset=offset,
-            first=held[0] if held else None,
-            end=held[1] if held else None,
-        )
+        held = _held(consumer, topic, partition)
+        facts: dict[str, Any] = {"source": source, "topic": topic, "partition": partition, "offset": offset}
+        if held is None:
+            return Unavailable("the partition does not give the offset to read next; asking again why", **facts)
+        first, end = held
+        if offset < first:
+            return CorruptData(
+                f"{first - offset} offsets were deleted before they were read (retention); restore the records, or accept the loss "
+                "with scan_kafka(..., lost='skip'), which makes a dead letter of it, or start anew with another snapshots folder",
+                **facts,
+                first=first,
+                end=end,
+                lost=first - offset,
+            )
+        if offset > end:
+            return CorruptData(
+                f"the log ends {offset - end} offsets before the one to read next: the topic was made anew, or a broker lost its "
+                "newest records (an unclean election of a leader); restore the records, or start anew with another snapshots folder",
+                **facts,
+                first=first,
+                end=end,
+            )
+        return Unavailable("the partition refused the offset to read next, and holds it now; trying again", **facts)
     if error.name() in ("_BAD_MSG", "CORRUPT_MESSAGE"):
         return CorruptData(
             f"the broker gives damaged records ({error.str()}); repair the partition",
@@ -246,12 +310,7 @@ def reading_error(
             offset=offset,
         )
     if error.name() in ("UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION"):
-        return InvalidFlow(
-            "the topic or its partition is gone; create it again, or correct topic=",
-            source=source,
-            topic=topic,
-            partition=partition,
-        )
+        return gone(source, topic, partition)
     if error.name() in _FORBIDDEN:
         return InvalidFlow(
             "these credentials may no longer read the topic; grant them Read and Describe on it",

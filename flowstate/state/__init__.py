@@ -14,6 +14,9 @@ serialises `apply`, `lookup` and `view` (the runtime has a gate for that). What 
   merging several partitions' chunks. `TableView.batches()` gives *result* rows, as a query sees them.
 * `lookup` finds rows by full key, or by all plain keys without the window, without scanning.
 * `closed(after, upto)` of a view: result rows of the windows whose close time (end + grace, microseconds) is in ``(after, upto]``.
+* A table that counts revisions (`TableSpec.counts_revisions`) can say what changed: `revisions()` of a view is a `Baseline`,
+  `changed(since)` the result rows whose revision is not that of the baseline. Revisions are state: saved, restored and merged like any
+  aggregate.
 * `expire(upto)` drops the windows whose end + keep is at most `upto`, gives their memory back at once.
 
 `AppendTable` (append) keeps rows as they came: newest `keep_rows` of each split, and the exact count of all.

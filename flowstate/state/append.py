@@ -1,8 +1,8 @@
 """A table of rows as they came: late rows, dead letters.
 
-It keeps, of each split, the `keep_rows` rows with the greatest offsets, and counts all rows exactly. What it holds is a function of
-the rows alone, however they were cut into batches and whichever split came first. Rows that share an offset (one record that failed
-in several places, or that exploded into several rows) are kept or dropped in the order in which they came within their split.
+It keeps, of each split, the `keep_rows` rows with the greatest offsets (none if that is 0), and counts all rows exactly. What it holds
+is a function of the rows alone, however they were cut into batches and whichever split came first. Rows that share an offset (one record
+that failed in several places, or that exploded into several rows) are kept or dropped in the order in which they came within their split.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class _Split:
         self.recent_rows = 0
 
     def add(self, batch: pa.RecordBatch, keep: int) -> None:
+        if keep == 0:
+            return
         self.version += 1
         self.recent.append(batch)
         self.recent_rows += batch.num_rows

@@ -17,22 +17,26 @@ import pyarrow as pa
 
 from flowstate.errors import InvalidFlow
 from flowstate.plan.keys import KeyColumns
-from flowstate.plan.spec import TableSpec
+from flowstate.plan.spec import REVISIONS, TableSpec
 from flowstate.state.aggregate import Aggregate, Read, aggregates_of
 from flowstate.state.block import Block
 from flowstate.state.cells import CELL, DoesNotFit, StateColumn, from_values, validity_buffer
 from flowstate.state.kernels import decode
 
+Places = npt.NDArray[np.int64]
 _FLOAT, _DECIMAL, _BYTES = 1, 2, 3  # kinds of key columns, as `plan.encoding` has them
 
 
 class Layout:
-    """What the rows of a table look like: its aggregates, their state columns, and how its keys are encoded."""
+    """What the rows of a table look like: its aggregates, their state columns, and how its keys are encoded. `visible` are the aggregates
+    that queries see, `revisions` is the number of the state column that counts the rows applied to a key (None: not counted)."""
 
     def __init__(self, spec: TableSpec) -> None:
         self.spec = spec
         self.schema, self.key_schema = spec.schema, spec.key_schema
         self.aggregates = aggregates_of(spec.aggregates)
+        self.visible = [each for each in self.aggregates if each.spec in spec.visible]
+        self.revisions = next((each.first for each in self.aggregates if each.spec.name == REVISIONS), None)
         self.columns: list[StateColumn] = [column for each in self.aggregates for column in each.columns]
         empty = KeyColumns.of([pa.array([], each.type) for each in spec.keys], 0)
         self.head_words = empty.head_words
@@ -210,17 +214,27 @@ class Chunk:
                     arrays.append(pa.Array.from_buffers(column.type, self.rows, [None, part]))
         return pa.RecordBatch.from_arrays(arrays, schema=self._layout.state_schema)
 
-    def results(self, columns: Sequence[str] | None = None) -> pa.RecordBatch:
-        """Its rows as a query sees them, of all columns or those named."""
+    def revisions(self) -> npt.NDArray[np.int64]:
+        """How many rows were applied to each row's key, if the table counts that; on the chunk's own memory."""
+        assert self._layout.revisions is not None
+        return np.frombuffer(self._buffer(self._layout.revisions), np.int64)
+
+    def results(self, columns: Sequence[str] | None = None, places: Places | None = None) -> pa.RecordBatch:
+        """Its rows (or those at `places`) as a query sees them, of all columns or those named."""
         layout, keys = self._layout, self._keys()
+        rows = self.rows
+        if places is not None:
+            rows, taken = len(places), pa.array(places)
+            keys = [each.take(taken) for each in keys]
         names = layout.schema.names if columns is None else columns
         found = dict(zip(layout.key_schema.names, keys, strict=True))
-        for each in layout.aggregates:
+        for each in layout.visible:
             if each.spec.name in names:
-                found[each.spec.name] = layout.result(each, partial(self._read, each), keys, self.rows)
+                read = partial(self._read, each) if places is None else partial(self._read_some, each, places)
+                found[each.spec.name] = layout.result(each, read, keys, rows)
         fields = [layout.schema.field(name) for name in names]
         if not fields:
-            return pa.RecordBatch.from_struct_array(pa.array([{}] * self.rows, pa.struct([])))
+            return pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))
         return pa.RecordBatch.from_arrays([found[name] for name in names], schema=pa.schema(fields))
 
     def _keys(self) -> list[pa.Array]:
@@ -238,3 +252,13 @@ class Chunk:
         if each.columns[place].type == CELL:
             return cell_values(np.frombuffer(buffer, np.uint64), self._flags(each))
         return buffer
+
+    def _read_some(self, each: Aggregate, places: Places, place: int) -> Any:
+        cells = self._gathered(each.first + place, places)
+        if each.columns[place].type == CELL:
+            return cell_values(cells.view(np.uint64), self._gathered(each.first, places))
+        return pa.py_buffer(cells)
+
+    def _gathered(self, column: int, places: Places) -> npt.NDArray[np.uint8]:
+        width = self._layout.columns[column].width
+        return np.frombuffer(self._buffer(column), np.uint8).reshape(-1, width)[places].reshape(-1)

@@ -56,7 +56,7 @@ class Found:
         if layout.spec.window is not None:
             edges = np.array(windows, np.int64).reshape(-1, 2)
             arrays += [layout.time_array(np.ascontiguousarray(edges[:, side])) for side in (0, 1)]
-        for each in layout.aggregates:
+        for each in layout.visible:
             arrays.append(layout.result(each, self.reader(each), arrays[: len(layout.key_schema)], rows))
         return pa.RecordBatch.from_arrays(arrays, schema=layout.schema)
 

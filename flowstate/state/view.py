@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from flowstate.errors import InvalidFlow, did_you_mean
+from flowstate.plan.spec import REVISION
 from flowstate.state.chunk import Chunk, Layout, Stored
+
+_REVISION = pa.field(REVISION, pa.int64(), nullable=False)
 
 
 def micros_per(kind: pa.DataType) -> tuple[int, int]:
@@ -19,6 +23,25 @@ def micros_per(kind: pa.DataType) -> tuple[int, int]:
     if pa.types.is_date64(kind):
         return 1000, 1
     return {"s": (1_000_000, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}[kind.unit]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The revisions of all rows of one `KeyedTable` at the moment of a view, to ask a later view of the same table what changed.
+
+    Opaque, and its own: it holds no view and no chunk, so it costs no copy on write, only 8 bytes per row. It means nothing to any other
+    table: not even to one restored from what this one saved (take that one's own, right after `restore`: it is that of the saved state).
+    """
+
+    _chunks: Mapping[int, tuple[int, npt.NDArray[np.int64]]] = field(default_factory=dict)  # by id: version, revisions
+
+    @property
+    def rows(self) -> int:
+        return sum(len(each) for _, each in self._chunks.values())
+
+    @property
+    def nbytes(self) -> int:
+        return 8 * self.rows
 
 
 class TableView:
@@ -70,6 +93,62 @@ class TableView:
             return self._one([])
         closes = self.in_micros(window.closes)
         return self._one([each.results() for each in self.chunks if after_us < closes(each.window[1]) <= upto_us])
+
+    def revisions(self, previous: Baseline | None = None) -> Baseline:
+        """The revision of every row. What has not changed since `previous` (of an earlier view of the table) is shared with it, so that the
+        work is that of the chunks which changed. `InvalidFlow` if the table does not count revisions (`TableSpec.counts_revisions`)."""
+        self._counted()
+        known = {} if previous is None else previous._chunks
+        found = {}
+        for each in self.chunks:
+            before = known.get(each.id)
+            found[each.id] = (
+                before if before is not None and before[0] == each.version else (each.version, each.revisions().copy())
+            )
+        return Baseline(found)
+
+    def changed(self, since: Baseline | None, windows: Collection[int] | None = None) -> pa.RecordBatch:
+        """Result rows, then `REVISION` (int64, not null), of the keys whose revision is another than in `since` (None: of all keys); new
+        keys are among them, keys whose window was dropped are not. `windows` asks only about windows with these ends (microseconds, as
+        `KeyedTable.windows` gives them), such as those that are about to expire.
+
+        Chunks that did not change cost a comparison of two numbers; of others only the changed rows are computed, so that a result that
+        does not fit its type is an error (`InvalidFlow`, naming the key) only if its own row changed. Keys are in no particular order.
+        """
+        self._counted()
+        known = {} if since is None else since._chunks
+        wanted = self._ending(windows)
+        batches = []
+        for each in self.chunks:
+            if not wanted(each):
+                continue
+            before = known.get(each.id)
+            if before is not None and before[0] == each.version:
+                continue
+            revisions = each.revisions()
+            old = revisions[:0] if before is None else before[1]
+            # Rows are never moved within their chunk: those that are new stand behind the old ones.
+            places = np.flatnonzero(revisions[: len(old)] != old)
+            places = np.concatenate([places, np.arange(len(old), len(revisions))])
+            if len(places):
+                rows = each.results(places=places)
+                batches.append(rows.append_column(_REVISION, pa.array(revisions[places])))
+        schema = self.schema.append(_REVISION)
+        return pa.concat_batches(batches) if batches else pa.RecordBatch.from_pylist([], schema=schema)
+
+    def _ending(self, windows: Collection[int] | None) -> Callable[[Chunk], bool]:
+        if windows is None:
+            return lambda chunk: True
+        if self._layout.spec.window is None:
+            return lambda chunk: False
+        micros, ends = self.in_micros(int), frozenset(windows)
+        return lambda chunk: micros(chunk.window[1]) in ends
+
+    def _counted(self) -> None:
+        if self._layout.revisions is None:
+            raise InvalidFlow(
+                "this table does not count revisions; end its changes() with a sink", view=self._layout.spec.name
+            )
 
     def in_micros(self, function: Callable[[int], int]) -> Callable[[int], int]:
         numerator, denominator = micros_per(self._layout.spec.time_type)

@@ -71,6 +71,10 @@ class ReferenceTable:
     def rows(self) -> int:
         return len(self.kept)
 
+    def revisions(self) -> dict[Key, int]:
+        """How many rows were applied to each key."""
+        return {key: len(rows) for key, (_, rows) in self.kept.items()}
+
     def results(self, which: Callable[[Key], bool] = lambda key: True) -> pa.RecordBatch:
         """All result rows whose key satisfies `which`, in the order of first appearance."""
         schema = self.spec.schema
@@ -80,7 +84,7 @@ class ReferenceTable:
                 continue
             for column, value in zip(columns, key, strict=False):
                 column.append(value)
-            for column, each in zip(columns[len(key) :], self.spec.aggregates, strict=True):
+            for column, each in zip(columns[len(key) :], self.spec.visible, strict=True):
                 column.append(aggregate(each, rows))
         arrays = [typed(values, kind) for values, kind in zip(columns, schema.types, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -49,6 +49,11 @@ class Answer:
         """Unix time of the oldest part."""
         return min(part.as_of for part in self.parts)
 
+    @property
+    def live(self) -> bool:
+        """Whether every part is live; else some were read from what was saved last."""
+        return all(part.origin == "live" for part in self.parts)
+
     def attach(self, schema: pa.Schema) -> pa.Schema:
         """`schema` with this answer in its metadata."""
         return schema.with_metadata({**(schema.metadata or {}), METADATA_KEY: json.dumps(self.to_data()).encode()})

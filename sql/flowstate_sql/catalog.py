@@ -33,18 +33,27 @@ class Reader(Protocol):
         partitions: Sequence[int] | None = None,
         cut: int | None = None,
         limit: int | None = None,
+        max_age: float | None = None,
     ) -> pa.RecordBatchReader: ...
 
 
 class LiveDataset(pyarrow.dataset.Dataset):
     """A view, each scan of which reads it anew. `seen` is told the answer of every scan, as it begins."""
 
-    def __init__(self, reader: Reader, info: ViewInfo, cut: int | None, seen: Callable[[str, Answer], None]) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        info: ViewInfo,
+        cut: int | None,
+        seen: Callable[[str, Answer], None],
+        max_age: float | None = None,
+    ) -> None:
         # the base's own __init__ wants a C++ dataset; DuckDB asks for `schema` and `scanner` and nothing else
         self._reader = reader
         self._info = info
         self._cut = cut
         self._seen = seen
+        self._max_age = max_age
 
     @property
     def schema(self) -> pa.Schema:
@@ -59,7 +68,7 @@ class LiveDataset(pyarrow.dataset.Dataset):
         names = list(columns) if columns is not None else None
         if names == []:
             names = self._info.schema.names[:1]  # only the number of rows is asked for
-        stream = self._reader.scan_reader(self._info.name, names, filter, cut=self._cut)
+        stream = self._reader.scan_reader(self._info.name, names, filter, cut=self._cut, max_age=self._max_age)
         answer = Answer.of(stream.schema)
         if answer is not None:
             self._seen(self._info.name, answer)

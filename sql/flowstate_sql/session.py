@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from types import EllipsisType
 from typing import Any
 
 import duckdb
@@ -27,15 +28,23 @@ _NAMES_KEPT = 256
 class Session:
     """``session.sql(...)`` is a DuckDB relation. It runs when it is fetched, and again each time, over the state of that moment.
 
-    With `cut`, everything is read in that cut. Safe from several threads; each relation has a DuckDB cursor of its own.
+    With `cut`, everything is read in that cut. `max_age`: how old an answer may be where a partition is away, see
+    `flowstate.view.saved`. Safe from several threads; each relation has a DuckDB cursor of its own.
     """
 
     def __init__(
-        self, reader: Reader, cut: int | None = None, *, time_zone: str = "UTC", memory_limit: str | None = None
+        self,
+        reader: Reader,
+        cut: int | None = None,
+        *,
+        max_age: float | None = None,
+        time_zone: str = "UTC",
+        memory_limit: str | None = None,
     ) -> None:
         """`time_zone` is the one in which DuckDB reads and truncates times; `memory_limit` like ``"4GB"``."""
         self._reader = reader
         self._cut = cut
+        self._max_age = max_age
         self._options = {"time_zone": time_zone, "memory_limit": memory_limit}
         limit = {"memory_limit": memory_limit} if memory_limit else {}
         self._connection = duckdb.connect(":memory:", config={**LOCKED, **limit})
@@ -52,16 +61,25 @@ class Session:
     def with_cut(self, cut: int) -> Session:
         """A session that reads everything in a cut: repeatable reads."""
         zone = self._options["time_zone"] or "UTC"
-        return Session(self._reader, cut, time_zone=zone, memory_limit=self._options["memory_limit"])
+        return Session(
+            self._reader, cut, max_age=self._max_age, time_zone=zone, memory_limit=self._options["memory_limit"]
+        )
 
     @property
     def last_answers(self) -> Mapping[str, Answer]:
-        """What the last query that ran saw: view -> position, watermark and age of its partitions."""
+        """What the last query that ran saw: view -> position, watermark, age and origin of its partitions."""
         last = self._last
         return {} if last is None else dict(last.answers)
 
-    def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> duckdb.DuckDBPyRelation:
+    def sql(
+        self,
+        query: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        max_age: float | EllipsisType | None = ...,
+    ) -> duckdb.DuckDBPyRelation:
         """A relation over one SELECT; `params` are the values of ``$1`` or ``$name``. Raises InvalidFlow."""
+        age = self._max_age if isinstance(max_age, EllipsisType) else max_age
         with self._lock:
             cursor = self._connection.cursor()
             try:
@@ -79,7 +97,7 @@ class Session:
             chosen = views  # it also names something of DuckDB's catalog, which may list them, or a view unknown so far
         running = _Query(self)
         for view in chosen:
-            cursor.register(view, LiveDataset(self._reader, self._reader.info(view), self._cut, running.saw))
+            cursor.register(view, LiveDataset(self._reader, self._reader.info(view), self._cut, running.saw, age))
         try:
             relation = cursor.sql(query, params=params)
         except duckdb.CatalogException as error:

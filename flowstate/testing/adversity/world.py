@@ -1,4 +1,4 @@
-"""The world of a simulation: time, chance, store, network, workers, the supervisor's shell, disturbances, and the checks."""
+"""The world of a simulation: time, chance, store, workers, the supervisor's shell, disturbances."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from typing import Any
 
 import pyarrow as pa
 
+from flowstate.clock import ManualClock
 from flowstate.exchange.limiter import Window
-from flowstate.exchange.message import Attach, Message, StreamId
 from flowstate.exchange.route import Router
-from flowstate.plan.position import FOREVER, Floor, Place
+from flowstate.plan.position import Floor
 from flowstate.runtime import coordinator as supervising
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.coordinator import Coordinator, Limits
 from flowstate.runtime.instructions import CutTaken
+from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.partition import Patience
+from flowstate.runtime.saving import Saver
 from flowstate.runtime.table import SplitEntry, Table
+from flowstate.sink.files import FileSink
 from flowstate.snapshot.manifest import Manifest
 from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.snapshot.record import SplitRecord, SplitRecords
+from flowstate.testing.adversity.checks import Checks
+from flowstate.testing.adversity.fault import Fault
+from flowstate.testing.adversity.incarnation import Incarnation
+from flowstate.testing.adversity.log import KEYS, LATENESS, Log, Reference, simple_plan
+from flowstate.testing.adversity.network import Network
 from flowstate.testing.heap_store import HeapStore
-from flowstate.testing.incarnation import Channel, Fault, Incarnation, Row, rows_of
-from flowstate.testing.log import KEYS, LATENESS, Log, Reference, simple_plan
 
 NEVER_TIRED = 1e12
 
@@ -49,7 +55,7 @@ class World:
         pick = self.random.choice
         self.partitions = pick((1, 2, 2, 3, 4))
         self.keep = pick((None, 2, 8))
-        self.plan = simple_plan(self.keep)
+        self.plan = simple_plan(self.keep, pick((None, None, 20_000_000)), everything=pick((False, False, True)))
         self.router = Router(partitions=self.partitions, groups=128, seed=seed)
         self.window = Window(messages=pick((1, 2, 3, 8)))
         self.patience = Patience(
@@ -67,8 +73,11 @@ class World:
 
         self.store = HeapStore()
         self.records = SplitRecords(self.store)
-        self.staged: dict[str, list[Row]] = {}
-        self.output: dict[str, list[Row]] = {}
+        self.targets = [HeapStore() for _ in self.plan.sinks]
+        self.clock = ManualClock()
+        self.spec = JobSpec(
+            "simulation", self.plan, "heap://", partitions=self.partitions, seed=seed, generation=1, run=1
+        )
         self.logs: dict[str, Log] = {}
         self.reference = Reference(self.logs)
         self.resume: dict[str, float] = {}
@@ -79,7 +88,7 @@ class World:
 
         keys = list(KEYS)
         self.owner_of_key = dict(zip(keys, map(int, self.router.owners([pa.array(keys)])), strict=True))
-        self.channels: dict[StreamId, Channel] = {}
+        self.network, self.checks = Network(self), Checks(self)
         self.cuts: dict[tuple[int, int, int], Frozen] = {}
         self.workers: dict[str, Worker] = {}
         self.incarnations: list[Incarnation] = []
@@ -143,12 +152,22 @@ class World:
 
     # store and sink
 
-    def damage(self, number: int, newest: Manifest) -> None:
+    def saver(self, number: int, epoch: int) -> Saver:
+        """The real one, whose sinks write into this world."""
+        saver = Saver(self.spec, number, epoch, self.store, self.clock)
+        for sink, target in zip(saver.sinks, self.targets, strict=True):
+            assert isinstance(sink, FileSink)
+            sink.target = target
+        return saver
+
+    def damage(self, incarnation: Incarnation) -> None:
         """Sometimes the newest state of a partition cannot be read, and an older one can."""
-        assert newest.state is not None
+        chain = incarnation.saver.chain
+        newest = chain.load()
+        if newest is None or newest.state is None or newest.epoch != incarnation.epoch:
+            return
         if not newest.state.segments or not self.happens(self.damage_rate):
             return
-        chain = PartitionChain(self.store, 1, number)
         older = [
             each for each in chain.saved() if isinstance(each, Manifest) and each.state and each.state != newest.state
         ]
@@ -159,90 +178,6 @@ class World:
                 self.store.delete(min(mine))
                 self.counts["damaged"] += 1
                 return
-
-    def commit(self, incarnation: Incarnation, previous: int, manifest: Manifest) -> Manifest | None:
-        before = incarnation.chain.load()
-        committed = incarnation.chain.commit(previous, manifest)
-        if committed is not None and before is not None and before.epoch > manifest.epoch:
-            raise Fault("an epoch in a chain fell")
-        return committed
-
-    def stage(self, name: str, rows: list[Row]) -> None:
-        if name in self.staged:
-            raise Fault(f"two stages have one name: {name}")
-        self.staged[name] = rows
-
-    def publish(self, name: str) -> None:
-        """Idempotent by name."""
-        self.output.setdefault(name, self.staged[name])
-
-    # network
-
-    def attach(self, owner: Incarnation, reader: int, attach: Attach) -> None:
-        self.channels[attach.stream] = Channel(owner)
-        location = owner.machine.table.locations.get(reader) if owner.machine else None
-        self.later(self.deliver_attach, location, reader, attach, delays=(1, 2, 5, 30, 90))
-
-    def deliver_attach(self, location: str | None, reader: int, attach: Attach) -> None:
-        channel = self.channels[attach.stream]
-        worker = self.workers.get(location or "")
-        incarnation = worker.pumps.get(reader) if worker else None
-        if incarnation is None or not incarnation.running or incarnation.machine is None:
-            self.later(channel.owner.stream_closed, attach.stream)
-            channel.closed = True
-            return
-        channel.reader = incarnation
-        incarnation.accept(attach)
-
-    def send_down(self, stream: StreamId, reader: Incarnation, message: Message) -> None:
-        channel = self.channels[stream]
-        if channel.closed:
-            return
-        channel.under_way += 1
-        if channel.under_way > self.window.messages:
-            raise Fault("a stream holds more than its bound")
-        channel.down = max(channel.down, self.now + self.delay((0, 0, 1, 3, 20)))
-        self.at(channel.down, self.deliver, channel, stream, message)
-
-    def deliver(self, channel: Channel, stream: StreamId, message: Message) -> None:
-        if not channel.broken:
-            channel.owner.receive(stream, message)
-
-    def send_up(self, stream: StreamId, owner: Incarnation, count: int) -> None:
-        channel = self.channels[stream]
-        if not channel.closed:
-            channel.up = max(channel.up, self.now + self.delay((0, 0, 1, 3, 20)))
-            self.at(channel.up, self.acknowledged, channel, stream, count)
-
-    def acknowledged(self, channel: Channel, stream: StreamId, count: int) -> None:
-        channel.under_way -= count
-        reader = channel.reader
-        if reader is not None and reader.running and reader.machine is not None and not channel.broken:
-            reader.machine.acknowledged(stream, count)
-
-    def hang_up(self, stream: StreamId, by: Incarnation) -> None:
-        """One end closes. What is under way may still come, or is lost."""
-        channel = self.channels.get(stream)
-        by.channels.pop(stream, None)
-        if channel is None or channel.closed:
-            return
-        channel.closed, channel.broken = True, self.happens(0.5)
-        for end in (channel.owner, channel.reader):
-            if end is not None and (end is not by or channel.owner is channel.reader):
-                time = max(channel.down, channel.up, self.now + self.delay())
-                self.at(time, end.stream_closed, stream)
-
-    def cut_line(self, incarnation: Incarnation) -> None:
-        """The connection breaks between two that live; each hears of it in its own time."""
-        lines = sorted(incarnation.channels)
-        if lines:
-            stream = self.random.choice(lines)
-            channel = self.channels[stream]
-            if not channel.closed:
-                channel.closed = channel.broken = True
-                for end in (channel.owner, channel.reader):
-                    if end is not None:
-                        self.later(end.stream_closed, stream)
 
     # the supervisor's shell
 
@@ -324,12 +259,12 @@ class World:
         if mine is not self.coordinator:
             return
         if self.happens(self.trouble):
-            self.later(self.of, mine, lambda: mine.raise_failed(split, request.floor))
+            self.later(self.of, mine, lambda: mine.raise_failed(split, self.now))
             return
         record = self.raise_record(split, entry, request.floor)
         self.counts["joined"] += request.floor is not None
         if self.happens(self.trouble):  # the answer was lost
-            self.later(self.of, mine, lambda: mine.raise_failed(split, request.floor))
+            self.later(self.of, mine, lambda: mine.raise_failed(split, self.now))
             return
         self.later(self.of, mine, lambda: mine.reader_raised(split, request.partition, record.reader_epoch, self.now))
 
@@ -362,108 +297,11 @@ class World:
         self.cuts[taken.cut, incarnation.number, incarnation.epoch] = taken.frozen
 
     def cut_done(self, done: supervising.CutDone) -> None:
-        """I3: one position everywhere, and the whole is the reference at it."""
         if done.saved:
-            self.counts["saved cuts"] += 1
-            for number, version in done.versions.items():
-                state = PartitionChain(self.store, 1, number).read(version).state
-                places = {split: tuple(mark[:2]) for split, mark in state.marks.items()} if state else {}
-                if places != {split: tuple(place) for split, place in done.position.items()}:
-                    raise Fault("a saved cut names a manifest at another position")
-            return
-        self.counts["cuts"] += 1
-        found: Counter[tuple[str, int]] = Counter()
-        events: Counter[tuple[str, int]] = Counter()
-        for number, member in self.coordinator.members.items():
-            frozen = self.cuts[done.cut, number, member.epoch]
-            if frozen.marks.position != done.position:
-                raise Fault("a done cut is not at one position")
-            for key, end, total, count in table_rows(frozen):
-                found[key, end] += total
-                events[key, end] += count
-        passed = max(frozen.marks.passed for (cut, *_), frozen in self.cuts.items() if cut == done.cut)
-        for row, expected in self.reference.totals(done.position).items():
-            if (found[row], events[row]) != expected and not self.expired(row[1], passed):
-                raise Fault(f"a done cut is not the reference: {row} has {found[row]}, not {expected}")
-
-    def expired(self, end: int, passed: int) -> bool:
-        return self.keep is not None and end + self.keep * 1_000_000 <= passed
-
-    # checks
-
-    def check_state(self, incarnation: Incarnation) -> None:
-        marks = incarnation.contents.marks
-        for split, place in incarnation.last_places.items():
-            if marks.position[split] < place:
-                raise Fault("a position moved back")
-        incarnation.last_places = dict(marks.position)
-        if incarnation.machine is not None and incarnation.machine.refused:
-            raise Fault("a stream has a hole")
-        if self.happens(self.check_rate):
-            frozen = incarnation.contents.freeze()
-            self.check_frozen(incarnation, frozen)
-            frozen.release()
-
-    def check_frozen(self, incarnation: Incarnation, frozen: Frozen) -> None:
-        """I2: totals, late rows, dead letters and watermark are those of the reference at this position."""
-        self.counts["checks"] += 1
-        number, marks, reference = incarnation.number, frozen.marks, self.reference
-        for split, place in marks.position.items():
-            end = reference.ends.get(split)
-            if end is not None and place.offset > end and marks.newest[split] != FOREVER:
-                newest = incarnation.chain.load()
-                if newest is None or newest.epoch <= incarnation.epoch:
-                    raise Fault(f"an owner that may still commit is past the end of {split}: {place}")
-                return  # a zombie that follows a zombie; its place is none that anybody else can reach
-        watermark = reference.watermark(marks.position)
-        if marks.watermark() != watermark or marks.reached < watermark:
-            raise Fault(f"the watermark is not the reference's: {marks.watermark()} is not {watermark}")
-        expected = {
-            key: value
-            for key, value in reference.totals(marks.position).items()
-            if self.owner_of_key[key[0]] == number and not self.expired(key[1], marks.passed)
-        }
-        found = {(key, end): (total, count) for key, end, total, count in table_rows(frozen)}
-        if incarnation.restored_older:  # what had expired before the damage comes back until something expires again
-            found = {key: value for key, value in found.items() if not self.expired(key[1], marks.passed)}
-        if found != expected:
-            wrong = {key: (found.get(key), expected.get(key)) for key in found.keys() | expected.keys()}
-            raise Fault(
-                f"totals at a position: { ({k: v for k, v in wrong.items() if v[0] != v[1]}) } (found, expected)"
-            )
-        late, dead = set(), set()
-        for split, place in marks.position.items():
-            if self.owner_of_split(split) == number:
-                prefix = reference.prefix(split, place)
-                late |= {(split, offset) for offset, _ in prefix.late}
-                dead |= {(split, offset) for offset in prefix.dead}
-        for name, expected_rows in (("totals_late", late), ("dead_letters", dead)):
-            count = sum(frozen.extras[name]["counts"].values())
-            rows = [row for batch in frozen.views[name].batches(["split", "offset"]) for row in batch.to_pylist()]
-            if {(row["split"], row["offset"]) for row in rows} != expected_rows or count != len(expected_rows):
-                raise Fault(f"{name} at a position: {count} rows, expected {len(expected_rows)}")
-
-    def check_output(self) -> None:
-        """I1: what was published, as a multiset, is every window at the end of the log."""
-        position: dict[str, Any] = {}
-        for number in range(self.partitions):
-            manifest = PartitionChain(self.store, 1, number).load()
-            if manifest is None or manifest.state is None or not manifest.ended:
-                raise Fault("a partition ended without saying so in its chain")
-            marks = {split: mark[:2] for split, mark in manifest.state.marks.items()}
-            if position and marks != position:
-                raise Fault("partitions ended at different positions")
-            position = marks
-        places = {split: Place(*place) for split, place in position.items()}
-        if places.keys() != self.logs.keys():
-            raise Fault(f"a split was never read: {self.logs.keys() - places.keys()}")
-        for split, end in self.reference.ends.items():
-            if end is None or places[split] != (end + 1, len(self.reference.floors[split])):
-                raise Fault(f"a split did not end where its record says: {split} {places[split]} {end}")
-        expected = Counter((*key, *value) for key, value in self.reference.totals(places).items())
-        found = Counter(row for rows in self.output.values() for row in rows)
-        if found != expected:
-            raise Fault(f"published output: too much {dict(found - expected)}, missing {dict(expected - found)}")
+            self.checks.saved_cut(done)
+        else:
+            members = self.coordinator.members.items()
+            self.checks.cut(done, [self.cuts[done.cut, number, member.epoch] for number, member in members])
 
     # disturbances
 
@@ -535,7 +373,7 @@ class World:
             self.moves_left -= 1
             self.obey(self.coordinator.move(split, self.now))
         elif 0.34 < dice < 0.35 and self.crashes_left and self.incarnations:
-            self.cut_line(self.random.choice(self.incarnations))
+            self.network.cut_line(self.random.choice(self.incarnations))
         elif 0.35 < dice < 0.36 and self.joins_left and self.now > 60:
             self.joins_left -= 1
             name = self.make_split()
@@ -558,6 +396,7 @@ class World:
             drain_at = self.random.uniform(0, self.calm_at)
         while rest:
             self.now += 1
+            self.clock.now = self.now
             if self.now > self.calm_at + 12_000:
                 raise Fault("it does not drain")
             while self._queue and self._queue[0][0] <= self.now:
@@ -583,10 +422,6 @@ class World:
             if len(running) != len(self.incarnations):
                 self.incarnations = running
             rest -= calm and self.coordinator.finished
-        self.check_output()
+        self.checks.end()
         self.counts += Counter(seeds=1, steps=int(self.now))
         return self.counts
-
-
-def table_rows(frozen: Frozen) -> list[Row]:
-    return [row for batch in frozen.views["totals"].batches() for row in rows_of(batch)]

@@ -1,20 +1,18 @@
 """One incarnation of a partition in a simulation: what `runtime.pump` is in a worker process, without threads, one thing at a time.
 
-The machine is the real one; its instructions are carried out over a simulated network and store, with delays. Saving takes the same
-steps as production (protocol K1), and the incarnation may die between any two of them while the last one still lands.
+The machine is the real one; its instructions are carried out over a simulated network and store, with delays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flowstate.errors import Fenced, Unavailable
+from flowstate.errors import Fenced
 from flowstate.exchange.message import Attach, Message, StreamId, decode, encode
-from flowstate.plan.output import StagedOutput
 from flowstate.plan.position import Floor, Place
-from flowstate.runtime.contents import Contents, Frozen
+from flowstate.runtime.contents import Contents
 from flowstate.runtime.instructions import (
     Acknowledge,
     Close,
@@ -28,36 +26,12 @@ from flowstate.runtime.instructions import (
 )
 from flowstate.runtime.partition import Partition
 from flowstate.runtime.prepare import Preparer
-from flowstate.runtime.saving import SaveWork
 from flowstate.runtime.table import Table
-from flowstate.snapshot.layout import partition as partition_prefix
-from flowstate.snapshot.manifest import Manifest, SavedState
-from flowstate.snapshot.partition_chain import PartitionChain
-from flowstate.snapshot.restore import load_newest
-from flowstate.snapshot.segment import save_state
+from flowstate.testing.adversity.fault import Fault
+from flowstate.testing.adversity.saves import Saves
 
 if TYPE_CHECKING:
-    from flowstate.testing.world import World
-
-Row = tuple[str, int, int, int]  # key, end of window, total, events
-
-
-class Fault(AssertionError):
-    """An invariant of the protocol does not hold."""
-
-
-@dataclass
-class Channel:
-    """What a stream runs over. Messages keep their order in each direction; a closing is heard after what was sent before it, unless
-    the connection broke, and then nothing is heard any more but the closing."""
-
-    owner: Incarnation
-    reader: Incarnation | None = None
-    down: float = 0.0
-    up: float = 0.0
-    under_way: int = 0
-    closed: bool = False
-    broken: bool = False
+    from flowstate.testing.adversity.world import World
 
 
 class Incarnation:
@@ -65,14 +39,11 @@ class Incarnation:
 
     def __init__(self, world: World, number: int, epoch: int) -> None:
         self.world, self.number, self.epoch, self.state, self.reason = world, number, epoch, "loading", ""
-        self.chain = PartitionChain(world.store, 1, number)
         self.machine: Partition | None = None
-        self.manifest = Manifest(0, epoch)
+        self.saver = world.saver(number, epoch)
+        self.saves: Saves | None = None
         self.tables: list[Table] = []
         self.channels: dict[StreamId, None] = {}  # in the order in which they came, so that a seed replays
-        self.saving, self.shares, self.numbers = False, False, 0
-        self.publishing: set[StagedOutput] = set()
-        self.published: set[StagedOutput] = set()
         self.cut: dict[str, Any] = {}
         self.cut_saved: dict[str, Any] = {}
         self.cut_due: int | None = None
@@ -95,24 +66,21 @@ class Incarnation:
         world = self.world
         if not self.running:
             return
-        newest = self.chain.load()
-        if newest is not None and newest.state is not None and newest.epoch == self.epoch:
-            world.damage(self.number, newest)
-        restored = load_newest(self.chain)
-        if restored is None or restored.manifest.epoch != self.epoch:
-            self.end("fenced", "a newer run owns this partition")
+        world.damage(self)
+        try:
+            manifest, contents, damaged = self.saver.load()
+        except Fenced as error:
+            self.end("fenced", str(error))
             return
-        contents = Contents(world.plan, world.seed)
-        if restored.state is not None:
-            contents.restore(restored.state, restored.manifest.handed, restored.tables)
-        self.manifest, self.restored_older = restored.manifest, bool(restored.damaged)
+        self.restored_older = bool(damaged)
         machine = Partition(
             self.number, self.epoch, world.partitions, contents, Preparer(world.plan, world.router),
             patience=world.patience, window=replace(world.window),
         )  # fmt: skip
         self.machine, self.state = machine, "live"
-        world.check_state(self)
-        self.publish_all(self.manifest.staged)
+        self.saves = Saves(world, self, contents, manifest)
+        world.checks.state(self)
+        self.saves.publish_all()
         self.report()
         for table in self.tables:
             self.carry_out(machine.hear(table))
@@ -123,7 +91,7 @@ class Incarnation:
         if self.running:
             self.state, self.reason = state, reason
             for stream in list(self.channels):
-                self.world.hang_up(stream, self)
+                self.world.network.hang_up(stream, self)
             if state in ("failed", "fenced"):
                 self.report()
 
@@ -167,7 +135,7 @@ class Incarnation:
 
     def step(self) -> None:
         machine, world = self.machine, self.world
-        if machine is None or not self.running or not world.happens(self.pace):
+        if machine is None or self.saves is None or not self.running or not world.happens(self.pace):
             return
         moves: list[Callable[[], bool]] = [
             self.consume,
@@ -176,7 +144,7 @@ class Incarnation:
             self.read,
             self.read,
             self.tick,
-            self.save_if_due,
+            self.saves.save_if_due,
         ]
         first = world.random.randrange(len(moves))
         for move in moves[first:] + moves[:first]:
@@ -190,7 +158,7 @@ class Incarnation:
         splits = self.machine.consumable()
         if splits:
             self.carry_out(self.machine.consume(self.world.random.choice(splits)))
-            self.world.check_state(self)
+            self.world.checks.state(self)
         return bool(splits)
 
     def fill(self) -> bool:
@@ -208,7 +176,7 @@ class Incarnation:
                 break
         moved |= machine.fill_controls()
         if moved:
-            self.world.check_state(self)
+            self.world.checks.state(self)
             self.world.risk(self)
         return moved
 
@@ -241,12 +209,12 @@ class Incarnation:
                 case Put():
                     self.put(each.stream, each.message)
                 case Acknowledge():
-                    self.world.send_up(each.stream, self, each.count)
+                    self.world.network.send_up(each.stream, self, each.count)
                 case SendAttach():
                     self.channels[each.attach.stream] = None
-                    self.world.attach(self, each.reader, each.attach)
+                    self.world.network.attach(self, each.reader, each.attach)
                 case Close():
-                    self.world.hang_up(each.stream, self)
+                    self.world.network.hang_up(each.stream, self)
                 case LoadRecord():
                     self.world.later(self.load_record, each)
                 case RecordFloor():
@@ -258,7 +226,7 @@ class Incarnation:
                     self.cut_taken(each)
 
     def put(self, stream: StreamId, message: Message) -> None:
-        self.world.send_down(stream, self, message)
+        self.world.network.send_down(stream, self, message)
 
     def accept(self, attach: Attach) -> None:
         assert self.machine is not None
@@ -318,135 +286,14 @@ class Incarnation:
 
     def cut_taken(self, taken: CutTaken) -> None:
         assert self.machine is not None
-        self.world.check_frozen(self, taken.frozen)
+        self.world.checks.frozen(self, taken.frozen)
         self.cut = {
             "cut": taken.cut,
             "position": {split: list(place) for split, place in taken.frozen.marks.position.items()},
         }
         self.world.keep_cut(self, taken)
-        if self.machine.table.saves and not self.saving:
-            self.save(self.contents.freeze(), taken.cut)
+        assert self.saves is not None
+        if self.machine.table.saves:
+            self.saves.save_cut(taken.cut)
         self.report()
         self.world.risk(self)
-
-    # saving
-
-    def save_if_due(self) -> bool:
-        machine, world = self.machine, self.world
-        assert machine is not None
-        if self.saving:
-            return False
-        if machine.ended:
-            state = self.manifest.state
-            over = self.manifest.ended and state is not None and state.marks == self.contents.marks.dump()
-            if over and self.state == "live":
-                self.state = "ended"
-                self.report()
-            if over or self.publishing:
-                return False
-        elif self.state == "ended":  # a split was found after all
-            self.state = "live"
-            self.report()
-        if not machine.ended and not world.happens(world.save_rate):
-            return False
-        self.save(self.contents.freeze(), None)
-        return True
-
-    def save(self, frozen: Frozen, cut: int | None) -> None:
-        self.saving, self.numbers = True, self.numbers + 1
-        self.world.counts["saves"] += 1
-        unpublished = tuple(each for each in self.manifest.staged if each not in self.published)
-        due = self.contents.take_due(frozen)
-        ended = frozen.marks.ended and self.machine is not None and self.machine.ended
-        work = SaveWork(
-            self.numbers, frozen, due, dict(self.contents.handed), unpublished, self.manifest, self.shares, ended, cut
-        )
-        self.world.later(self.stage, work)
-
-    def stage(self, work: SaveWork) -> None:
-        """K1: view -> stage -> segment -> manifest."""
-        staged = list(work.unpublished)
-        for sink, due in work.due.items():
-            rows = [row for batch in due.rows(work.frozen) for row in rows_of(batch)]
-            if rows:
-                name = f"p{self.number}-e{self.epoch}-{work.number}"
-                self.world.stage(name, rows)
-                staged.append(StagedOutput(sink, name, name, len(rows), ""))
-        self.world.risk(self)
-        if not self.running:
-            return
-        if self.world.happens(self.world.trouble):
-            self.world.later(self.save_failed, work)
-            return
-        state = save_state(
-            self.world.store, partition_prefix(1, self.number), self.epoch, work.number,
-            {name: view.chunks for name, view in work.frozen.views.items()},
-            work.previous.state if work.shares else None,
-            work.frozen.marks.dump(), dict(work.frozen.extras), self.world.now,
-        )  # fmt: skip
-        self.world.later(self.commit, work, state, tuple(staged))
-
-    def commit(self, work: SaveWork, state: SavedState, staged: tuple[StagedOutput, ...]) -> None:
-        handed = {str(sink): watermark for sink, watermark in work.handed.items()}
-        manifest = Manifest(
-            work.previous.version + 1, self.epoch, state, staged, handed, ended=work.ended and not staged
-        )
-        try:
-            if self.world.happens(self.world.trouble):
-                raise Unavailable("the store did not answer")
-            committed = self.world.commit(self, work.previous.version, manifest)
-            if committed is not None and self.world.happens(self.world.trouble):
-                raise Unavailable("the answer was lost")
-        except Unavailable:
-            self.world.later(self.save_failed, work)
-            return
-        self.world.risk(self)
-        self.world.later(self.saved, work, committed)
-
-    def save_failed(self, work: SaveWork) -> None:
-        if not self.running:
-            return
-        for sink, due in work.due.items():
-            rows = due.rows(work.frozen)
-            if rows:
-                self.contents.give_back(sink, rows)
-        work.frozen.release()
-        self.saving = False
-        self.world.counts["failed saves"] += 1
-
-    def saved(self, work: SaveWork, manifest: Manifest | None) -> None:
-        if not self.running:
-            return
-        work.frozen.release()
-        self.saving = False
-        if manifest is None:
-            self.end("fenced", "a newer run owns this partition")
-            return
-        self.published -= set(self.manifest.staged) - set(manifest.staged)
-        self.manifest, self.shares = manifest, True
-        self.publish_all(manifest.staged)
-        if work.cut is not None:
-            self.cut_saved = {"cut": work.cut, "version": manifest.version}
-            self.report()
-
-    def publish_all(self, staged: Iterable[StagedOutput]) -> None:
-        for each in staged:
-            if each not in self.publishing and each not in self.published:
-                self.publishing.add(each)
-                self.world.later(self.publish, each, delays=(1, 5, 60))
-
-    def publish(self, staged: StagedOutput) -> None:
-        self.world.publish(staged.path)
-        self.world.risk(self)
-        if self.running:
-            self.publishing.discard(staged)
-            self.published.add(staged)
-
-
-def rows_of(batch: Any) -> list[Row]:
-    """A table's rows in plain Python."""
-    if not batch.num_rows:
-        return []
-    ends = batch.column("span_end").cast("int64").to_pylist()
-    columns = [batch.column(name).to_pylist() for name in ("key", "total", "events")]
-    return [(key, end, total, events) for key, end, total, events in zip(columns[0], ends, *columns[1:], strict=True)]

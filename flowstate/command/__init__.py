@@ -1,0 +1,5 @@
+"""The command line: ``flowstate run module:flow``."""
+
+from flowstate.command.main import main
+
+__all__ = ["main"]

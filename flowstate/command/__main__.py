@@ -1,0 +1,5 @@
+"""``python -m flowstate.command`` is ``flowstate``."""
+
+from flowstate.command.main import main
+
+main()

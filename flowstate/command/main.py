@@ -1,0 +1,83 @@
+"""What the shell calls. A user's mistake is a sentence on standard error and exit code 2; never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from flowstate.errors import Fenced, FlowstateError, InvalidFlow
+
+app = typer.Typer(
+    name="flowstate",
+    help="Keyed totals that are live, exact, and queryable while events stream in.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def about() -> None:
+    """Keyed totals that are live, exact, and queryable while events stream in."""
+
+
+@app.command()
+def run(
+    flow: Annotated[str, typer.Argument(help="Where the flow is: module:name or file.py:name.", show_default=False)],
+    snapshots: Annotated[str, typer.Option(help="Folder or URL of the job's snapshots.", show_default=False)],
+    every: Annotated[str, typer.Option(help="Time between snapshots.")] = "10s",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the job; else that of its snapshots, or its first view.")
+    ] = None,
+    partitions: Annotated[int | None, typer.Option(min=1, help="Partitions of state; else one per worker.")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="Snapshots that stay.")] = 10,
+    idle_after: Annotated[
+        str, typer.Option(help="A split without a row for so long holds no window open any longer.")
+    ] = "30s",
+    spill: Annotated[str, typer.Option(help="Output that may wait for sinks before the sources pause.")] = "10GB",
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes of an own cluster.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Join the Dask cluster at tcp://host:port; else own one.")
+    ] = None,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Take over from a run of this job that is alive.")
+    ] = False,
+) -> None:
+    """Run a flow until its input ends or SIGTERM comes; whatever dies is started again, and the job resumes.
+
+    FLOW names a function without arguments, or the outputs themselves: what is given to fs.start.
+    """
+    from flowstate.command.cluster import JoinedCluster, OwnCluster
+    from flowstate.command.run import Run
+    from flowstate.command.target import load_outputs
+
+    outputs, folder = load_outputs(flow)
+    options: dict[str, Any] = {
+        "snapshots": snapshots, "every": every, "name": name, "partitions": partitions, "keep": keep,
+        "idle_after": idle_after, "key_groups": 128, "storage_options": None, "spill": spill,
+    }  # fmt: skip
+    if scheduler is not None and workers is not None:
+        raise InvalidFlow("--workers is for an own cluster; start workers of the cluster that you join yourself")
+    cluster = JoinedCluster(scheduler) if scheduler is not None else OwnCluster(workers, folder)
+    Run(cluster, outputs, takeover, **options).serve()
+
+
+def main() -> None:
+    """Exit code 0: done, or stopped as asked. 1: it could not go on. 2: something must be changed first. 3: another run took over."""
+    try:
+        app()
+    except InvalidFlow as error:
+        _say(error)
+        sys.exit(2)
+    except Fenced as error:
+        _say(error)
+        sys.exit(3)
+    except FlowstateError as error:
+        _say(error)
+        sys.exit(1)
+
+
+def _say(error: FlowstateError) -> None:
+    print(f"flowstate: {error}", file=sys.stderr, flush=True)

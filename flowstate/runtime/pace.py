@@ -1,0 +1,32 @@
+"""How many rows a partition reads at once."""
+
+from __future__ import annotations
+
+BLOCK = 0.001  # seconds between two moments at which a reader may take a view
+FEW_ROWS = 16  # of the first block after a freeze: every chunk that it touches is copied first; the next ones take twice as many
+LEAST_ROWS = 2048  # of a block: below, what a block costs by itself would count
+
+
+class Pace:
+    """Blocks of as many rows as take about `BLOCK` seconds to apply, to as many tables as there are; small ones after a freeze."""
+
+    def __init__(self, most: int, tables: int) -> None:
+        self.most, self.tables = most, max(1, tables)
+        self._row_seconds, self._block, self._few = 1e-7, most, most
+
+    @property
+    def rows(self) -> int:
+        """Of the next block."""
+        return min(self._block, self._few)
+
+    def read(self) -> None:
+        """A block of `rows` was read."""
+        self._few = min(2 * self.rows, self.most)
+
+    def begin_small(self) -> None:
+        self._few = FEW_ROWS
+
+    def applied(self, rows: int, seconds: float) -> None:
+        if rows >= LEAST_ROWS // 2:
+            self._row_seconds += 0.1 * (seconds / rows - self._row_seconds)
+            self._block = int(min(self.most, max(LEAST_ROWS, BLOCK / (self._row_seconds * self.tables))))

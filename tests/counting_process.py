@@ -1,0 +1,106 @@
+"""A job on a cluster of its own in a process of its own, for tests that take it apart: counts per customer from a folder of JSON lines.
+
+It prints one line of JSON (where it is), and again for each line on its standard input; ``stop`` ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+KEYS = [f"customer-{each}" for each in range(40)]
+
+
+class CountingProcess:
+    """Started, asked and killed from a test. All its processes are one session."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = (folder / "log.txt").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            self.place = self._hear()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, Path(self.log.name).read_text()[-3000:]
+        place: dict[str, Any] = json.loads(line)
+        return place
+
+    def where(self) -> dict[str, Any]:
+        """``address``, ``scheduler``, and of every partition the process that hosts it in ``pids``."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("where\n")
+        self.process.stdin.flush()
+        self.place = self._hear()
+        return self.place
+
+    def kill(self) -> None:
+        """All of it at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+        for stream in (self.process.stdin, self.process.stdout, self.log):
+            if stream is not None:
+                stream.close()
+
+
+def append(folder: Path, rows: int, name: str = "log") -> None:
+    """`rows` events, evenly over all customers."""
+    lines = [f'{{"customer": "{KEYS[each % len(KEYS)]}", "amount": {each}}}\n' for each in range(rows)]
+    with (folder / f"{name}.jsonl").open("a") as log:
+        log.write("".join(lines))
+
+
+def main() -> None:
+    import pyarrow as pa
+    from distributed import Client, LocalCluster
+
+    import flowstate as fs
+
+    folder = sys.argv[1]
+    schema = pa.schema({"customer": pa.string(), "amount": pa.int64()})
+    events = fs.scan_files(f"{folder}/*.jsonl", schema=schema, follow=True)
+    view = events.group_by("customer").agg(total=fs.col("amount").sum(), events=fs.len()).view("totals")
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        job = fs.start(view, snapshots=f"{folder}/snapshots", every="300ms", client=client, name="counting")
+
+        def where() -> None:
+            pids = client.run(os.getpid) if all(client.scheduler_info()["workers"]) else {}
+            partitions = job.status()["partitions"]
+            place = {
+                "address": job.address,
+                "scheduler": client.scheduler.address,
+                "pids": {number: pids.get(each["worker"]) for number, each in partitions.items()},
+                "saved": [each["report"].get("snapshot", {}).get("version", 0) for each in partitions.values()],
+                "rows": sum(each["report"].get("rows", 0) for each in partitions.values()),
+            }
+            print(json.dumps(place), flush=True)
+
+        where()
+        for line in sys.stdin:
+            if line.strip() == "stop":
+                job.stop()
+                return
+            where()
+
+
+if __name__ == "__main__":
+    main()
