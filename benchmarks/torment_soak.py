@@ -205,10 +205,15 @@ def soak(minutes: float, seed: int, rate: float, every: float, folder: Path, sta
     say(
         f"snapshots: {len(stored)} objects; with the newest alone {size:.1f} MiB, {len(named)} outputs unpublished, {len(staged)} staged"
     )
-    partial = [
-        path for sink in ("invoices", "type_totals") for path in (run.folder / sink).glob("**/*") if _unfinished(path)
-    ]
-    say(f"files that are not finished: {len(partial)} {[each.name for each in partial[:3]]}")
+    sinks = [run.folder / sink for sink in ("invoices", "type_totals")]
+    hidden = [path for sink in sinks for path in sink.glob("**/.*.tmp")]
+    # A killed writer leaves one, and a living one sweeps those that are an hour old. Nobody writes here any more.
+    for path in hidden:
+        Store.open(path.parent).sweep("", older_than=0)
+    partial = [path for sink in sinks for path in sink.glob("**/*") if _unfinished(path)]
+    say(
+        f"files that are not finished: {len(partial)} {[each.name for each in partial[:3]]}; {len(hidden)} of killed writers swept"
+    )
     return good and not partial and not named
 
 
