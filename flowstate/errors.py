@@ -47,6 +47,10 @@ def _rebuild_unavailable(
     return kind(message, retry_after=retry_after, **facts)
 
 
+class Behind(Unavailable):
+    """Try again after `retry_after` seconds: the state is there, but has not come as far as was asked for. Says how far it missed."""
+
+
 class Moved(FlowstateError):
     """Ask the directory again: this partition lives elsewhere, or in a newer epoch."""
 

@@ -22,6 +22,7 @@ from flowstate.plan.keys import key_groups, owner_of_groups, route_hashes
 from flowstate.plan.position import Place
 from flowstate.view.answer import Answer, PartitionAnswer
 from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
+from flowstate.view.freshness import behind, missing
 from flowstate_flight.server import FlightService
 
 SEED, GROUPS = 7, 128
@@ -55,6 +56,10 @@ class MemoryPartition:
         if view not in tables:
             raise InvalidFlow(f"no view {view!r}")
         return tables[view]
+
+    def reached(self, at_least: Mapping[str, Place], wait: float) -> None:
+        if lacking := missing(at_least, {"events-0": Place(100 + self.partition, 1)}):
+            raise behind(self.partition, lacking, 0.0)
 
     def scan(
         self, view: str, columns: list[str] | None = None, cut: int | None = None

@@ -22,6 +22,7 @@ from flowstate.errors import FlowstateError, InvalidFlow, Moved, Unavailable
 from flowstate.plan.keys import key_groups, owner_of_groups, route_hashes
 from flowstate.view.answer import Answer
 from flowstate.view.directory import ViewInfo
+from flowstate.view.freshness import Freshness
 from flowstate_flight import FlightReader, FlightService, ViewMapping, connect
 from flowstate_flight.keys import key_batch
 
@@ -123,16 +124,18 @@ def test_a_cut_is_read_as_it_was(here: Any) -> None:
     for each in partitions:
         each.cuts[7] = dict(each.tables)
         each.tables["subtotals"] = each.tables["subtotals"].slice(0, 0)
-    got = reader.scan("subtotals", cut=7)
+    got = reader.scan("subtotals", fresh=Freshness(cut=7))
     assert ordered(got) == ordered(SUBTOTALS)
     answer = Answer.of(got.schema)
     assert answer is not None
     assert answer.consistent
-    assert ordered(reader.lookup("subtotals", [("customer-3", "b"), (None, "a")], cut=7)) == rows_of("customer-3", None)
-    assert len(ViewMapping(reader, "subtotals", cut=7)) == 61
+    assert ordered(reader.lookup("subtotals", [("customer-3", "b"), (None, "a")], fresh=Freshness(cut=7))) == rows_of(
+        "customer-3", None
+    )
+    assert len(ViewMapping(reader, "subtotals", Freshness(cut=7))) == 61
     assert len(ViewMapping(reader, "subtotals")) == 0
     with pytest.raises(InvalidFlow, match="cut is not kept cut=8"):
-        reader.scan("subtotals", cut=8)
+        reader.scan("subtotals", fresh=Freshness(cut=8))
 
 
 def test_a_partition_that_moves_is_found_again(workers: list[Worker]) -> None:

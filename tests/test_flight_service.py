@@ -83,7 +83,7 @@ def test_a_plain_client_reads_everything_from_other_processes() -> None:
                 assert info.schema == table.schema
                 assert ordered(read_all(info)) == ordered(table)
                 assert client.get_schema(flight.FlightDescriptor.for_path("billing", name)).schema == table.schema
-            assert {each.type for each in client.list_actions()} == {"directory", "lookup", "status", "ping"}
+            assert {each.type for each in client.list_actions()} == {"directory", "lookup", "status", "cut", "ping"}
             [raw] = client.do_action("directory")
             assert Directory.from_json(raw.body.to_pybytes()) == directory
             [raw] = client.do_action("status")
@@ -383,7 +383,7 @@ def test_a_stream_under_way_at_close_gets_its_grace() -> None:
 
 raw_commands = st.binary(max_size=60) | st.dictionaries(
     st.sampled_from(
-        ["v", "kind", "job", "view", "partition", "columns", "filter", "keys", "limit", "cut", "epoch", "q"]
+        ["v", "kind", "job", "view", "partition", "columns", "filter", "keys", "limit", "fresh", "wait", "epoch", "q"]
     ),
     st.sampled_from(
         [1, 0, -1, "lookup", "billing", "subtotals", "AAAA", None, True, 1.5, 2**80, ["total"], [], {}, "ÿ"]

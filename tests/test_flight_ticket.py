@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowstate.errors import InvalidFlow
-from flowstate_flight.ticket import MAX_TICKET_BYTES, Ticket, read_keys, write_keys
+from flowstate.plan.position import Place
+from flowstate.view.freshness import Freshness
+from flowstate_flight.ticket import LONGEST_WAIT, MAX_TICKET_BYTES, Ticket, read_keys, write_keys
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 numbers = st.integers(0, 2**31 - 1)
@@ -24,7 +26,12 @@ tickets = st.builds(
     st.none() | st.binary(max_size=50),
     st.none() | st.binary(max_size=50),
     st.none() | numbers,
-    st.none() | numbers,
+    st.builds(
+        Freshness, st.none() | st.floats(0, 1e9), st.dictionaries(names, st.builds(Place, numbers, numbers), max_size=3)
+    )
+    | st.builds(Freshness, cut=st.none() | numbers)
+    | st.builds(Freshness, snapshot=numbers),
+    st.none() | st.floats(0, LONGEST_WAIT),
     st.none() | numbers,
 )
 plain: Any = st.recursive(
@@ -47,7 +54,10 @@ def test_bytes_that_are_no_ticket(raw: bytes) -> None:
 
 
 @given(
-    tickets, st.dictionaries(st.sampled_from(["v", "job", "columns", "filter", "keys", "limit", "epoch", "x"]), plain)
+    tickets,
+    st.dictionaries(
+        st.sampled_from(["v", "job", "columns", "filter", "keys", "limit", "fresh", "wait", "epoch", "x"]), plain
+    ),
 )
 @settings(deadline=None)
 def test_a_spoilt_ticket_is_refused_or_means_what_it_says(ticket: Ticket, spoilt: dict[str, Any]) -> None:
@@ -56,7 +66,9 @@ def test_a_spoilt_ticket_is_refused_or_means_what_it_says(ticket: Ticket, spoilt
         read = Ticket.from_bytes(json.dumps(data).encode())
     except InvalidFlow:
         return
-    assert json.loads(read.to_bytes()) == {name: value for name, value in data.items() if value is not None}
+    assert json.loads(read.to_bytes()) == {
+        name: value for name, value in data.items() if value is not None and (name, value) != ("fresh", {})
+    }
 
 
 @pytest.mark.parametrize(
@@ -75,6 +87,13 @@ def test_a_spoilt_ticket_is_refused_or_means_what_it_says(ticket: Ticket, spoilt
         ({"columns": []}, "at least one"),
         ({"columns": ["a", "a"]}, "twice"),
         ({"filter": "*"}, "base64"),
+        ({"wait": -1}, "number of seconds"),
+        ({"wait": 1e9}, "at most 60"),
+        ({"fresh": 5}, "JSON object"),
+        ({"fresh": {"maxage": 5}}, "JSON object"),
+        ({"fresh": {"max_age": -5}}, "number of seconds"),
+        ({"fresh": {"at_least": {"a": "b"}}}, "maps splits to the offset"),
+        ({"fresh": {"snapshot": 3, "max_age": 1}}, "position of its own"),
         ({"limit": 1.5}, "whole number"),
         ({"epoch": 2**70}, "whole number"),
     ],

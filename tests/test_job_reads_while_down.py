@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import waiting
 from counting_process import KEYS, CountingProcess, append
 from distributed import Client
 
@@ -22,6 +23,7 @@ from flowstate.view.answer import Answer, PartitionAnswer
 from flowstate_flight import FlightReader
 
 EVENTS = 400
+until = partial(waiting.until, seconds=60.0)
 
 
 @pytest.fixture
@@ -34,13 +36,6 @@ def counting(tmp_path: Path) -> Iterator[CountingProcess]:
     finally:
         if process.process.poll() is None:
             process.kill()
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def saved(folder: Path) -> int:
@@ -82,7 +77,7 @@ class Readers:
         self.reads: list[Read] = []
         self.errors: list[tuple[int, fs.FlowstateError]] = []
         self._stop = threading.Event()
-        self._view = reads["totals"].with_max_age(max_age)
+        self._view = reads["totals"].at(max_age=max_age)
         self._owners = owners
         self._threads = [threading.Thread(target=self._run, args=(each,)) for each in range(threads)]
         for each in self._threads:
@@ -231,7 +226,7 @@ def test_the_whole_job_is_killed_and_comes_back(counting: CountingProcess, tmp_p
                 for each in (reads, late):
                     until(partial(is_live, each))
                     until(partial(counts, each, EVENTS + 40))
-                    assert part_of(each["totals"].with_max_age(0)[KEYS[0]]).origin == "live"
+                    assert part_of(each["totals"].at(max_age=0)[KEYS[0]]).origin == "live"
             finally:
                 again.kill()
 

@@ -6,13 +6,13 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import waiting
 from distributed import Client, LocalCluster
 
 import flowstate as fs
@@ -22,19 +22,13 @@ from flowstate.runtime.saved_states import SavedStates
 from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.store import Store
 from flowstate.view.answer import Answer
+from flowstate.view.freshness import Freshness
 from flowstate.view.saved import Saved
 from flowstate_flight import FlightReader
 
 SCHEMA = pa.schema({"customer": pa.string(), "amount": pa.int64()})
 NAMES = [f"customer-{each}" for each in range(30)]
-
-
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
+until = partial(waiting.until, seconds=30.0)
 
 
 def holds(job: Reads, events: int) -> bool:
@@ -205,12 +199,12 @@ def test_a_cut_is_gone_with_a_partition_that_kept_it(tmp_path: Path) -> None:
         service.set_directory(directory_of("billing", VIEWS, [service.location] * 2))
         with FlightReader(service.location) as reader:
             reader.keep_cut(7)
-            rows = reader.scan("subtotals", cut=7).num_rows
+            rows = reader.scan("subtotals", fresh=Freshness(cut=7)).num_rows
             assert rows == TABLES["subtotals"].num_rows
             for each in partitions_of("billing", VIEWS, TABLES, 2, epoch=2):
                 service.register(each)
             service.set_directory(directory_of("billing", VIEWS, [service.location] * 2, version=2, epoch=2))
             begun = time.monotonic()
             with pytest.raises(fs.Unavailable, match=r"was lost since it was made.*cut=7"):
-                reader.scan("subtotals", cut=7)
+                reader.scan("subtotals", fresh=Freshness(cut=7))
             assert time.monotonic() - begun < 3.0

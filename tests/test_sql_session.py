@@ -13,6 +13,7 @@ from flight_memory import Worker, directory_of, partitions_of
 from flight_tables import TABLES, VIEWS, ordered
 
 from flowstate.errors import InvalidFlow
+from flowstate.view.freshness import Freshness
 from flowstate_flight import FlightReader, FlightService, connect
 from flowstate_sql import Session
 
@@ -145,7 +146,7 @@ def test_what_is_locked_stays_locked(here: Here) -> None:
 def test_a_cut_is_read_again_and_again_the_same(here: Here) -> None:
     for each in here.partitions:
         each.cuts[5] = dict(each.tables)
-    at_cut = here.session.with_cut(5)
+    at_cut = Session(here.reader, Freshness(cut=5))
     query = "select count(*), sum(total) from subtotals"
     before = here.session.sql(query).fetchall()
     for each in here.partitions:

@@ -6,8 +6,10 @@ other partitions is kept, so an answer may hold parts of different age; its `Ans
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from types import TracebackType
 from typing import Any
@@ -16,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowstate.clock import Clock, SystemClock
-from flowstate.errors import InternalError, InvalidFlow
+from flowstate.errors import InternalError, InvalidFlow, Unavailable
 from flowstate.view.answer import Answer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, LivePartition, PartitionInfo, ViewInfo
+from flowstate.view.freshness import LATEST, Freshness
 from flowstate.view.saved import SavedStates
-from flowstate_flight.exchange_call import StreamBroken
+from flowstate_flight.exchange_call import WAITING, StreamBroken
 from flowstate_flight.expression import encode_filter
 from flowstate_flight.gathering import Gathering, Reading
 from flowstate_flight.key_filter import allowed_keys
@@ -29,7 +32,7 @@ from flowstate_flight.keys import key_batch, owners
 from flowstate_flight.pool import Pool
 from flowstate_flight.requests import Requests
 from flowstate_flight.routing import DirectorySource, Routing
-from flowstate_flight.ticket import Ticket, write_keys
+from flowstate_flight.ticket import LONGEST_WAIT, Ticket, write_keys
 
 Opened = tuple[pa.Schema, Iterator[pa.RecordBatch], Callable[[], None]]
 Found = tuple[pa.RecordBatch, Answer]
@@ -86,6 +89,30 @@ class FlightReader:
             directory = self._routing.refresh(directory)
         return self._routing.view(directory, view)
 
+    def make_cut(self, timeout: float = 5.0) -> dict[str, Any]:
+        """One consistent cut over all partitions, made now and kept there on a lease: ``{"cut": number, "position": {split: place}}``.
+        Any worker passes it on to the job. Raises Unavailable if it does not come about within `timeout` seconds."""
+        directory = self.directory()
+        begun, refused = self._clock.monotonic(), None
+        locations = list(dict.fromkeys(each.location for each in directory.partitions if each.location))
+        for location in locations:
+            left = timeout - (self._clock.monotonic() - begun)
+            if left <= 0:
+                break
+            body = json.dumps({"job": directory.job, "timeout": left}).encode()
+            try:
+                made: dict[str, Any] = json.loads(self._pool.act(location, "cut", body, left + 1.0))
+            except Unavailable as error:
+                refused = error
+                continue
+            self.keep_cut(made["cut"])
+            return made
+        raise refused or Unavailable("no worker is there to make a cut", job=directory.job, retry_after=1.0)
+
+    def moment(self, fresh: Freshness) -> Freshness:
+        """`fresh` with its cut made, if it asks for a consistent answer."""
+        return fresh.in_cut(self.make_cut()["cut"]) if fresh.consistent else fresh
+
     def keep_cut(self, cut: int) -> None:
         """Note which incarnations keep a cut that was just made: when one of them is gone, so is the cut, and nobody waits for it."""
         directory = self._routing.refresh(self._routing.current())
@@ -99,27 +126,25 @@ class FlightReader:
         view: str,
         keys: Any,
         columns: Sequence[str] | None = None,
-        cut: int | None = None,
-        max_age: float | None = None,
+        fresh: Freshness = LATEST,
     ) -> pa.Table:
         """The rows of some keys (see `keys.key_batch` for what may be given), in no particular order.
 
         Routing keys are required; further key columns, such as the window's start, narrow it. Keys that are not there
-        give no row. `max_age`: seconds, see `flowstate.view.saved`.
+        give no row.
         """
+        fresh = self.moment(fresh)
         info = self.info(view)
         batch = key_batch(info, keys)
         schema = self._columns(info, columns)
-        if cut is not None:
-            directory = self.directory()
-            condition = _equals_any(batch)
-            chosen = list(owners(directory, info, batch))
-            return self.scan(view, columns, condition, partitions=chosen, cut=cut, max_age=max_age)
+        if fresh.cut is not None:
+            chosen = list(owners(self.directory(), info, batch))
+            return self.scan(view, columns, _equals_any(batch), partitions=chosen, fresh=fresh)
         if batch.num_rows == 0:
             return schema.remove_metadata().empty_table()
 
         def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch, timeout: float) -> Found:
-            return self._lookup_once(directory, place, view, share, timeout)
+            return self._lookup_once(directory, place, view, share, timeout, fresh)
 
         def saved(directory: Directory, part: LivePartition, share: pa.RecordBatch) -> Found:
             rows, answer = part.lookup(view, share)
@@ -132,7 +157,7 @@ class FlightReader:
             lambda directory: owners(directory, info, batch),
             live,
             saved,
-            max_age=max_age,
+            fresh=fresh,
             first=PER_KEY * batch.num_rows,
         ).parts()
         answer = Answer.merge([each[1] for each in parts])
@@ -147,12 +172,11 @@ class FlightReader:
         columns: Sequence[str] | None = None,
         filter: pc.Expression | None = None,
         partitions: Sequence[int] | None = None,
-        cut: int | None = None,
         limit: int | None = None,
-        max_age: float | None = None,
+        fresh: Freshness = LATEST,
     ) -> pa.Table:
         """The rows of a view for which `filter` is true, at most `limit` of them, in no particular order."""
-        return self.scan_reader(view, columns, filter, partitions, cut, limit, max_age).read_all()
+        return self.scan_reader(view, columns, filter, partitions, limit, fresh).read_all()
 
     def scan_reader(
         self,
@@ -160,13 +184,13 @@ class FlightReader:
         columns: Sequence[str] | None = None,
         filter: pc.Expression | None = None,
         partitions: Sequence[int] | None = None,
-        cut: int | None = None,
         limit: int | None = None,
-        max_age: float | None = None,
+        fresh: Freshness = LATEST,
     ) -> pa.RecordBatchReader:
         """The same as a stream. All partitions are asked at once (with a filter that fixes the routing keys, their owners alone), so
         it shows the state of this moment; the answer is in the metadata of its schema. `AHEAD` bytes of each partition are read at once;
         when a worker is lost after that, in the middle of a long stream, it raises Unavailable."""
+        fresh = self.moment(fresh)
         info = self.info(view)
         schema = self._columns(info, columns).remove_metadata()
         if limit is not None and limit < 0:
@@ -181,7 +205,7 @@ class FlightReader:
                 wanted = [*schema.names, *(name for name in needed if name not in schema.names)]
         inner = limit if after is None else None
 
-        by_index = keys is not None and cut is None and _indexed(info, keys)
+        by_index = keys is not None and fresh.cut is None and _indexed(info, keys)
 
         def shares(directory: Directory) -> dict[int, pa.RecordBatch | None]:
             known = [each.partition for each in directory.partitions]
@@ -195,12 +219,21 @@ class FlightReader:
                 return {number: share if by_index else None for number, share in owning.items()}
             return dict.fromkeys(known if partitions is None else partitions)
 
-        def ticket(directory: Directory, number: int, share: pa.RecordBatch | None, epoch: int | None) -> Ticket:
+        def ticket(
+            directory: Directory,
+            number: int,
+            share: pa.RecordBatch | None,
+            epoch: int | None,
+            wait: float | None = None,
+        ) -> Ticket:
             asked = write_keys(share) if share is not None else None
-            return Ticket(directory.job, view, number, tuple(wanted), encoded, asked, inner, cut, epoch)
+            return Ticket(
+                directory.job, view, number, tuple(wanted), encoded, asked, inner, live_part(fresh), wait, epoch
+            )
 
         def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch | None, timeout: float) -> Opened:
-            return self._open(place, ticket(directory, place.partition, share, place.epoch), timeout)
+            wait = waiting(fresh, timeout)
+            return self._open(place, ticket(directory, place.partition, share, place.epoch, wait), timeout)
 
         def saved(directory: Directory, part: LivePartition, share: pa.RecordBatch | None) -> Opened:
             here = Requests()
@@ -209,12 +242,12 @@ class FlightReader:
             return *here.read(ticket(directory, part.partition, share, None)), _nothing
 
         opened: list[Opened] = Gathering(
-            self._reading, view, shares, live, saved, max_age=max_age, cut=cut, drop=lambda part: part[2]()
+            self._reading, view, shares, live, saved, fresh=fresh, drop=lambda part: part[2]()
         ).parts()
         if not opened:
             return pa.RecordBatchReader.from_batches(schema, iter(()))
         parts = [Answer.of(each[0]) for each in opened]
-        answer = Answer.merge([each for each in parts if each is not None], consistent=cut is not None)
+        answer = Answer.merge([each for each in parts if each is not None], consistent=fresh.cut is not None)
         return pa.RecordBatchReader.from_batches(answer.attach(schema), _joined(opened, schema, after, limit))
 
     def close(self) -> None:
@@ -242,20 +275,36 @@ class FlightReader:
         return chosen(info.name, info.schema, columns)
 
     def _lookup_once(
-        self, directory: Directory, place: PartitionInfo, view: str, keys: pa.RecordBatch, timeout: float
+        self,
+        directory: Directory,
+        place: PartitionInfo,
+        view: str,
+        keys: pa.RecordBatch,
+        timeout: float,
+        fresh: Freshness,
     ) -> Found:
         """One attempt, over an exchange, or where these do not get through, by do_get; `timeout` seconds in all."""
         assert place.location is not None
         begun = self._clock.monotonic()
         try:
-            return self._pool.lookup(place.location, directory.job, view, place.partition, place.epoch, keys, timeout)
+            return self._pool.lookup(
+                place.location, directory.job, view, place.partition, place.epoch, keys, timeout, live_part(fresh)
+            )
         except StreamBroken:
             self._pool.forget(place.location)
             left = timeout - (self._clock.monotonic() - begun)
             if left < 0.1 * timeout:  # it was cut off
                 raise
         # a proxy on the way may not carry exchanges: the same by do_get
-        ticket = Ticket(directory.job, view, place.partition, keys=write_keys(keys), epoch=place.epoch)
+        ticket = Ticket(
+            directory.job,
+            view,
+            place.partition,
+            keys=write_keys(keys),
+            fresh=live_part(fresh),
+            wait=waiting(fresh, left),
+            epoch=place.epoch,
+        )
         schema, batches, _ = self._open(place, ticket, left)
         answer = Answer.of(schema)
         if answer is None:
@@ -278,6 +327,16 @@ class FlightReader:
                 stream.patience = self._reading.timeout
                 return stream.schema, chain(held, batches), stream.cancel
         return stream.schema, iter(held), _nothing
+
+
+def live_part(fresh: Freshness) -> Freshness:
+    """What of `fresh` a live partition must know: its state has no age."""
+    return replace(fresh, max_age=None) if fresh.max_age is not None else fresh
+
+
+def waiting(fresh: Freshness, timeout: float) -> float | None:
+    """Seconds that a partition may wait for what `fresh` asks, so that its answer still comes within `timeout`."""
+    return min(WAITING * timeout, LONGEST_WAIT) if fresh.at_least else None
 
 
 def _nothing() -> None:

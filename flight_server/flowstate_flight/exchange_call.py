@@ -17,7 +17,12 @@ from pyarrow import flight
 from flowstate.clock import Clock
 from flowstate.errors import FlowstateError, InternalError, Unavailable
 from flowstate.view.answer import Answer, answer_of_data
+from flowstate.view.freshness import LATEST, Freshness
 from flowstate_flight.fault import from_flight, rebuild
+from flowstate_flight.ticket import LONGEST_WAIT
+
+#: The part of an attempt's time for which a partition may wait for what is asked of it, so that its answer still arrives.
+WAITING = 0.8
 
 
 class StreamBroken(Unavailable):
@@ -41,12 +46,14 @@ class ExchangeCall:
             raise
 
     def lookup(
-        self, partition: int, epoch: int, keys: pa.RecordBatch, patience: float
+        self, partition: int, epoch: int, keys: pa.RecordBatch, patience: float, fresh: Freshness = LATEST
     ) -> tuple[pa.RecordBatch, Answer]:
         """The rows of `keys` in a partition. Raises what the partition raised (the stream is still good), or
         StreamBroken after `patience` seconds or when the stream broke (`broken` is set then)."""
         self._number += 1
-        asked = {"partition": partition, "id": self._number, "epoch": epoch}
+        asked: dict[str, Any] = {"partition": partition, "id": self._number, "epoch": epoch}
+        if fresh is not LATEST:
+            asked |= {"fresh": fresh.to_data(), "wait": min(WAITING * patience, LONGEST_WAIT)}
         with self._watchdog.watch(self, patience):
             try:
                 self._writer.write_with_metadata(keys, json.dumps(asked).encode())

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import flight
 
-from flowstate.errors import CorruptData, Fenced, FlowstateError, InternalError, InvalidFlow, Moved, Unavailable
+from flowstate.errors import Behind, CorruptData, Fenced, FlowstateError, InternalError, InvalidFlow, Moved, Unavailable
 
 log = logging.getLogger("flowstate.flight")
 
 _KINDS: dict[str, type[FlowstateError]] = {
-    each.__name__: each for each in (InvalidFlow, Unavailable, Moved, Fenced, CorruptData, InternalError)
+    each.__name__: each for each in (InvalidFlow, Behind, Unavailable, Moved, Fenced, CorruptData, InternalError)
 }
 
 
@@ -54,7 +54,7 @@ def to_flight(error: BaseException) -> flight.FlightError:
     extra = json.dumps(data).encode()
     facts = " ".join(f"{name}={value!r}" for name, value in data["facts"].items())
     text = f"{data['message']} {facts}".strip()
-    if data["kind"] in ("Unavailable", "Moved", "Fenced"):
+    if data["kind"] in ("Unavailable", "Behind", "Moved", "Fenced"):
         return flight.FlightUnavailableError(text, extra)
     if data["kind"] in ("InternalError", "CorruptData"):
         return flight.FlightInternalError(text, extra)

@@ -20,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from flowstate.clock import Clock
-from flowstate.errors import Fenced, FlowstateError, Moved, Unavailable
+from flowstate.errors import Behind, Fenced, FlowstateError, InvalidFlow, Moved, Unavailable
 from flowstate.view.directory import Directory, LivePartition, PartitionInfo
+from flowstate.view.freshness import LATEST, Freshness
 from flowstate.view.saved import Saved, SavedStates
 from flowstate_flight.pool import Pool
 from flowstate_flight.presence import Presence
@@ -126,15 +127,14 @@ class Gathering(Generic[Part, Share]):
         live: Callable[[Directory, PartitionInfo, Share, float], Part],
         saved: Callable[[Directory, LivePartition, Share], Part],
         *,
-        max_age: float | None = None,
-        cut: int | None = None,
+        fresh: Freshness = LATEST,
         first: float = 0.0,
         drop: Callable[[Part], None] | None = None,
     ) -> None:
         """`first`: seconds for the first attempt beyond `grace`, for a question that takes long to answer."""
         self._reading, self._view = reading, view
         self._shares, self._live, self._saved, self._drop = shares, live, saved, drop
-        self._max_age, self._cut = max_age, cut
+        self._fresh, self._max_age, self._cut = fresh, fresh.max_age, fresh.cut
         self._first = min(reading.grace + first, reading.timeout)
         self._attempts: dict[int, int] = {}
         self._failed: dict[
@@ -142,12 +142,15 @@ class Gathering(Generic[Part, Share]):
         ] = {}  # when this read first found a partition away, and why
         self._overdue = False  # whether an attempt was just cut off, so that the partition may be slow and not away
         self._found: dict[int, Saved] = {}
+        self._behind: dict[int, Behind] = {}  # partitions that are there, and have not come as far as was asked for
         self._as_saved = (
             False  # nothing is there, and the saved state has another division: everything is read by that one
         )
 
     def parts(self) -> list[Part]:
         """Every partition's part. Raises Unavailable when patience ends, and at once what a partition raises for good."""
+        if self._fresh.snapshot is not None:
+            return self._of_snapshot(self._fresh.snapshot)
         reading = self._reading
         directory = reading.routing.current()
         deadline = reading.clock.monotonic() + reading.patience
@@ -171,6 +174,13 @@ class Gathering(Generic[Part, Share]):
         except BaseException:
             self._drop_all(done)
             raise
+
+    def _of_snapshot(self, number: int) -> list[Part]:
+        saved = self._reading.saved
+        if saved is None:
+            raise InvalidFlow("saved snapshots are read by a reader that was given snapshots=", snapshot=number)
+        directory, stored = saved.snapshot(number)
+        return [self._saved(directory, stored[each], share) for each, share in self._shares(directory).items()]
 
     def _ask_live(
         self, directory: Directory, wanted: Mapping[int, Share], done: dict[int, Part], deadline: float
@@ -216,6 +226,10 @@ class Gathering(Generic[Part, Share]):
             if place.location is None:
                 raise _recovering(number)
             part = self._live(directory, place, share, timeout)
+        except Behind as error:
+            reading.presence.answered(number, begun)
+            self._behind[number] = error
+            return None
         except (Moved, Unavailable, Fenced) as error:
             now = reading.clock.monotonic()
             reading.presence.failed(number, begun, now, error)
@@ -248,8 +262,18 @@ class Gathering(Generic[Part, Share]):
                 number, self._view, math.inf if self._max_age == 0 else oldest
             )
             fits = found.as_of is not None and found.as_of >= oldest and found.partitions == len(directory.partitions)
-            if found.part is not None and fits and self._max_age != 0:
+            if found.part is not None and fits and self._max_age != 0 and self._has_come(number, found.part):
                 done[number] = self._saved(directory, found.part, share)
+
+    def _has_come(self, number: int, part: LivePartition) -> bool:
+        """Whether a saved state has come as far as was asked for."""
+        try:
+            if self._fresh.at_least:
+                part.reached(self._fresh.at_least, 0.0)
+        except Behind as error:
+            self._behind[number] = error
+            return False
+        return True
 
     def _is_away(self, number: int, now: float) -> bool:
         """For long enough; or it says that it is there, and fails this read again and again."""
@@ -287,6 +311,8 @@ class Gathering(Generic[Part, Share]):
     def _refusal(self, number: int) -> Unavailable:
         """Why a partition's part can be had neither live nor saved."""
         reading = self._reading
+        if number in self._behind:
+            return self._behind[number]
         away = reading.presence.away(number, reading.clock.monotonic())
         error = away.error if away is not None else self._failed[number][1] if number in self._failed else None
         message = "a partition did not answer in time; it may be recovering"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import EllipsisType
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowstate.errors import InvalidFlow
 from flowstate.view.directory import ViewInfo
+from flowstate.view.freshness import LATEST, Asked, Freshness, refined
 from flowstate_flight.client import FlightReader
 from flowstate_flight.keys import key_text
 
@@ -20,21 +20,20 @@ class ViewMapping(Mapping[Any, pa.Table]):
     value, just that row. KeyError when nothing is there.
 
     Iterating gives the routing keys, each once, as they stand in that moment; `len` counts them. A key of several columns is a
-    tuple. With `cut`, everything is read in that cut.
+    tuple.
 
-    `max_age`, in seconds: how old an answer may be where a partition is away and its last saved state is read instead. None: any age,
-    0: live answers alone. What cannot be had is refused with `Unavailable` (see `flowstate.view.saved`).
+    How fresh an answer must be is said by `at`, or by the keyword arguments of `lookup` and `to_table`: `max_age`, `at_least`,
+    `consistent`, `snapshot` (see `flowstate.view.freshness`). What cannot be had is refused with `Unavailable`.
     """
 
-    def __init__(self, reader: FlightReader, view: str, cut: int | None = None, max_age: float | None = None) -> None:
+    def __init__(self, reader: FlightReader, view: str, fresh: Freshness = LATEST) -> None:
         self._reader = reader
         self._name = view
-        self._cut = cut
-        self._max_age = checked_age(max_age)
+        self._fresh = fresh
 
-    def with_max_age(self, max_age: float | None) -> ViewMapping:
-        """The same view, read by this `max_age`: ``view.with_max_age(0)[key]``."""
-        return ViewMapping(self._reader, self._name, self._cut, max_age)
+    def at(self, **asked: Unpack[Asked]) -> ViewMapping:
+        """The same view, read as fresh as this: ``view.at(max_age=0)[key]``."""
+        return ViewMapping(self._reader, self._name, refined(self._fresh, asked))
 
     @property
     def info(self) -> ViewInfo:
@@ -47,7 +46,7 @@ class ViewMapping(Mapping[Any, pa.Table]):
     def __getitem__(self, key: Any) -> pa.Table:
         if isinstance(key, list | slice):
             raise InvalidFlow(f"one key at a time: view {self._name!r} is keyed by {key_text(self.info)}; see lookup")
-        table = self._reader.lookup(self._name, key, cut=self._cut, max_age=self._max_age)
+        table = self._reader.lookup(self._name, key, fresh=self._fresh)
         if table.num_rows == 0:
             raise KeyError(key)
         return table
@@ -59,21 +58,15 @@ class ViewMapping(Mapping[Any, pa.Table]):
     def __len__(self) -> int:
         return int(self._keys().num_rows)
 
-    def lookup(
-        self, keys: Any, columns: Sequence[str] | None = None, *, max_age: float | EllipsisType | None = ...
-    ) -> pa.Table:
+    def lookup(self, keys: Any, columns: Sequence[str] | None = None, **asked: Unpack[Asked]) -> pa.Table:
         """The rows of many keys in one request; those that are not there give no row."""
-        return self._reader.lookup(self._name, keys, columns, self._cut, self._age(max_age))
+        return self._reader.lookup(self._name, keys, columns, refined(self._fresh, asked))
 
     def to_table(
-        self,
-        columns: Sequence[str] | None = None,
-        filter: pc.Expression | None = None,
-        *,
-        max_age: float | EllipsisType | None = ...,
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None, **asked: Unpack[Asked]
     ) -> pa.Table:
         """Everything, or the rows for which `filter` is true."""
-        return self._reader.scan(self._name, columns, filter, cut=self._cut, max_age=self._age(max_age))
+        return self._reader.scan(self._name, columns, filter, fresh=refined(self._fresh, asked))
 
     def __repr__(self) -> str:
         info = self.info
@@ -85,30 +78,15 @@ class ViewMapping(Mapping[Any, pa.Table]):
             if info.kind == "keyed"
             else ", rows as they came"
         )
-        cut = f", in cut {self._cut}" if self._cut is not None else ""
+        cut = f", in cut {self._fresh.cut}" if self._fresh.cut is not None else ""
         return f"<view {self._name!r} of job {self._reader.directory().job!r}{keyed} -> ({', '.join(values)}){cut}>"
-
-    def _age(self, given: float | EllipsisType | None) -> float | None:
-        return self._max_age if isinstance(given, EllipsisType) else checked_age(given)
 
     def _keys(self) -> pa.Table:
         info = self.info
         if not info.routing_keys:
             raise InvalidFlow(f"view {self._name!r} has no key; use to_table()")
         names = list(info.routing_keys)
-        table = self._reader.scan(self._name, names, cut=self._cut, max_age=self._max_age)
+        table = self._reader.scan(self._name, names, fresh=self._fresh)
         if set(info.routing_keys) == set(info.keys):
             return table
         return table.group_by(names).aggregate([]).select(names)
-
-
-def checked_age(max_age: object) -> float | None:
-    """A `max_age` as a person gives it: seconds, not negative, or None. Raises InvalidFlow."""
-    if max_age is None:
-        return None
-    if not isinstance(max_age, int | float) or isinstance(max_age, bool) or not max_age >= 0:
-        message = (
-            "max_age is a number of seconds, 0 for live answers alone, or None for what was saved last, however old"
-        )
-        raise InvalidFlow(message, got=repr(max_age))
-    return float(max_age)

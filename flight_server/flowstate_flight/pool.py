@@ -21,6 +21,7 @@ from pyarrow import flight
 from flowstate.clock import Clock
 from flowstate.errors import InvalidFlow, Unavailable
 from flowstate.view.answer import Answer
+from flowstate.view.freshness import LATEST, Freshness
 from flowstate_flight.exchange_call import ExchangeCall, StreamBroken, Watchdog, broken
 from flowstate_flight.fault import from_flight
 
@@ -76,7 +77,15 @@ class Pool:
             return self._clients[location]
 
     def lookup(
-        self, location: str, job: str, view: str, partition: int, epoch: int, keys: pa.RecordBatch, patience: float
+        self,
+        location: str,
+        job: str,
+        view: str,
+        partition: int,
+        epoch: int,
+        keys: pa.RecordBatch,
+        patience: float,
+        fresh: Freshness = LATEST,
     ) -> tuple[pa.RecordBatch, Answer]:
         """One lookup over an idle exchange, or a new one; `patience` seconds in all."""
         begun = self._clock.monotonic()
@@ -87,13 +96,13 @@ class Pool:
             call = waiting.pop() if waiting else None
         if call is not None:
             try:
-                return self._use(place, call, partition, epoch, keys, patience)
+                return self._use(place, call, partition, epoch, keys, patience, fresh)
             except StreamBroken:
                 if self._clock.monotonic() - begun >= patience:
                     raise
                 # else an idle stream does not notice that its server was replaced: only a new one can tell
         call = self._begin(location, job, view, keys.schema, patience - (self._clock.monotonic() - begun))
-        return self._use(place, call, partition, epoch, keys, patience - (self._clock.monotonic() - begun))
+        return self._use(place, call, partition, epoch, keys, patience - (self._clock.monotonic() - begun), fresh)
 
     def _begin(self, location: str, job: str, view: str, keys: pa.Schema, patience: float) -> ExchangeCall:
         """A new exchange. Beginning one blocks for as long as connecting takes, so it waits in a thread of its own, too (see `open`)."""
@@ -138,9 +147,10 @@ class Pool:
         epoch: int,
         keys: pa.RecordBatch,
         patience: float,
+        fresh: Freshness,
     ) -> tuple[pa.RecordBatch, Answer]:
         try:
-            return call.lookup(partition, epoch, keys, patience)
+            return call.lookup(partition, epoch, keys, patience, fresh)
         finally:
             if not call.broken:
                 with self._lock:
@@ -182,6 +192,15 @@ class Pool:
             raise from_flight(found, location=location) from found
         reader, schema = found
         return Stream(reader, schema, self._watchdog, patience)
+
+    def act(self, location: str, kind: str, body: bytes, patience: float) -> bytes:
+        """The one result of an action. Raises what the server raised, or Unavailable after `patience` seconds."""
+        options = flight.FlightCallOptions(timeout=max(0.001, patience))
+        try:
+            (result,) = list(self.client(location).do_action(flight.Action(kind, body), options))
+        except (pa.ArrowException, flight.FlightError, OSError, ValueError) as error:
+            raise from_flight(error, address=location) from error
+        return bytes(result.body.to_pybytes())
 
     def forget(self, location: str, *, connection: bool = False) -> None:
         """Drop the idle exchanges to a location that failed. The client itself reconnects, unless its connection neither works nor ends,

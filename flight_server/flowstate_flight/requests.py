@@ -14,10 +14,14 @@ from pyarrow import flight
 from flowstate.errors import InvalidFlow, Moved, Unavailable, did_you_mean
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, LivePartition, ViewInfo
+from flowstate.view.freshness import LATEST, Freshness
 from flowstate_flight.answering import shape
 from flowstate_flight.expression import columns_to_read, decode_filter
 from flowstate_flight.keys import hash_probe, key_text
-from flowstate_flight.ticket import MAX_KEYS, Ticket, name_of, read_json, read_keys
+from flowstate_flight.ticket import MAX_KEYS, Ticket, freshness_of, name_of, read_json, read_keys, wait_of
+
+#: Seconds for a cut of which nobody said how long it may take.
+CUT_TIMEOUT = 5.0
 
 
 class Requests:
@@ -26,6 +30,7 @@ class Requests:
     def __init__(self) -> None:
         self.hosted: dict[tuple[str, int], LivePartition] = {}
         self.directories: dict[str, Directory] = {}
+        self.cutter: Callable[[str, float], dict[str, Any]] | None = None
         self.pinged: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     # names
@@ -133,11 +138,12 @@ class Requests:
         """A scan, or a lookup if the ticket has keys. The schema carries the answer."""
         partition = self.partition(ticket)
         view = self.view(ticket.job, ticket.view)
+        cut = self.moment(partition, ticket.fresh, ticket.wait)
         schema = view.schema if ticket.columns is None else chosen(view.name, view.schema, ticket.columns)
         schema = schema.remove_metadata()
         condition = decode_filter(ticket.filter, view.schema) if ticket.filter is not None else None
         if ticket.keys is not None:
-            if ticket.cut is not None:
+            if cut is not None:
                 raise InvalidFlow("keys are looked up in the latest state; use a filter to read them in a cut")
             rows, answer = partition.lookup(ticket.view, self.checked_keys(view, read_keys(ticket.keys)))
             batches: Iterator[pa.RecordBatch] = iter([rows])
@@ -145,8 +151,18 @@ class Requests:
                 batches = iter([rows.select(columns_to_read(schema.names, condition))])
         else:
             wanted = columns_to_read(schema.names, condition)
-            _, batches, answer = partition.scan(ticket.view, wanted, ticket.cut)
+            _, batches, answer = partition.scan(ticket.view, wanted, cut)
         return answer.attach(schema), shape(batches, schema, condition, ticket.limit)
+
+    @staticmethod
+    def moment(partition: LivePartition, fresh: Freshness, wait: float | None) -> int | None:
+        """Wait until `partition` is as fresh as was asked for. Returns the cut to read, None for what is there. Raises Behind."""
+        if fresh.consistent or fresh.snapshot is not None:
+            message = "one partition alone is at no common position; make a cut by the action 'cut' and ask for that, or ask the gateway"
+            raise InvalidFlow(message)
+        if fresh.at_least:
+            partition.reached(fresh.at_least, wait or 0.0)
+        return fresh.cut
 
     def checked_keys(self, view: ViewInfo, keys: pa.RecordBatch) -> pa.RecordBatch:
         """Keys whose columns are the leading key columns of `view`, all routing keys at least, with their types."""
@@ -184,10 +200,20 @@ class Requests:
             return bytes(sink.getvalue().to_pybytes())
         if kind == "status":
             return json.dumps(self.status()).encode()
+        if kind == "cut":
+            asked = read_json(body or b"{}", "body of the action")
+            if set(asked) - {"job", "timeout"} or not isinstance(asked.get("job"), str | None):
+                raise InvalidFlow('the body of the action cut is {"job"?: name, "timeout"?: seconds}')
+            job, timeout = self.directory(asked.get("job")).job, wait_of(asked.get("timeout")) or CUT_TIMEOUT
+            if self.cutter is None:
+                raise Unavailable("this service is part of no running job, so it can make no cut", job=job)
+            return json.dumps(self.cutter(job, timeout)).encode()
         if kind == "ping":
             asked = read_json(body or b"{}", "body of the action")
             return json.dumps(self.pinged(asked) if self.pinged is not None else {}).encode()
-        raise InvalidFlow(f"there is no action {kind!r}{did_you_mean(kind, ['directory', 'lookup', 'status', 'ping'])}")
+        raise InvalidFlow(
+            f"there is no action {kind!r}{did_you_mean(kind, ['directory', 'lookup', 'status', 'cut', 'ping'])}"
+        )
 
     def status(self) -> dict[str, Any]:
         hosted = self.hosted
@@ -222,6 +248,7 @@ class LookupStream:
     def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, dict[str, object]]:
         """One message: rows in the columns of `schema`, and the answer as plain data."""
         number, epoch = asked.get("partition"), asked.get("epoch")
+        fresh = freshness_of(asked.get("fresh"))
         if type(number) is not int or not isinstance(epoch, int | None) or keys is None:
             raise InvalidFlow('a message is a batch of keys with the metadata {"partition": number, "id": any}')
         partition = self._requests.partition(Ticket(self._job, self._view, number, epoch=epoch))
@@ -234,6 +261,8 @@ class LookupStream:
             keys.validate(full=True)
         except pa.ArrowException:
             raise InvalidFlow("the batch of keys is damaged") from None
+        if fresh is not LATEST and self._requests.moment(partition, fresh, wait_of(asked.get("wait"))) is not None:
+            raise InvalidFlow("keys are looked up in the latest state; scan with a filter to read them in a cut")
         rows, answer = partition.lookup(self._view, keys)
         return rows if rows.schema.equals(self.schema) else rows.select(self.schema.names), answer.to_data()
 

@@ -7,14 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
-import pyarrow as pa
-from pyarrow import flight
-
 from flowstate.clock import Clock
 from flowstate.errors import FlowstateError, InvalidFlow, Unavailable, did_you_mean
 from flowstate.view.directory import Directory, ViewInfo
 from flowstate.view.saved import SavedStates
-from flowstate_flight.fault import from_flight
 from flowstate_flight.keys import hash_probe
 from flowstate_flight.pool import Pool
 
@@ -133,12 +129,7 @@ class Routing:
     def _fetch(self, address: str, timeout: float) -> Directory:
         job = self._job or (self._directory.job if self._directory else None)
         body = json.dumps({"hash": hash_probe(), **({"job": job} if job else {})}).encode()
-        options = flight.FlightCallOptions(timeout=timeout)
-        try:
-            results = list(self._pool.client(address).do_action(flight.Action("directory", body), options))
-        except (pa.ArrowException, flight.FlightError, OSError) as error:
-            raise from_flight(error, address=address) from error
-        return Directory.from_json(results[0].body.to_pybytes())
+        return Directory.from_json(self._pool.act(address, "directory", body, timeout))
 
 
 def _address(text: str) -> str:

@@ -1,7 +1,7 @@
 """The Flight service of one worker process: every partition that the process hosts, of any number of jobs, on one port.
 
 What any Arrow client may rely on: `list_flights`; `get_flight_info` for the path (view) or (job, view), one endpoint per partition;
-`do_get` with such an endpoint's ticket; the actions ``directory``, ``lookup`` and ``status``; `do_exchange` with the command
+`do_get` with such an endpoint's ticket; the actions ``directory``, ``lookup``, ``cut`` and ``status``; `do_exchange` with the command
 ``{"v": 1, "kind": "lookup", "job", "view"}``. `requests` turns a request into an answer; this file is the shell around it.
 """
 
@@ -31,6 +31,10 @@ ACTIONS = [
     ("directory", 'the routing table of a job as JSON; the body is {} or {"job": name}'),
     ("lookup", "the rows of some keys as an Arrow IPC stream; the body is a ticket with 'keys'"),
     ("status", "what this service hosts, as JSON"),
+    (
+        "cut",
+        'one consistent cut of a job, made now: {"cut", "position"}; the body is {"job"?: name, "timeout"?: seconds}',
+    ),
     ("ping", "whether this process answers, and whether it is still in its job, as JSON; the body is {}"),
 ]
 
@@ -89,6 +93,10 @@ class FlightService:
     def set_ping_handler(self, handler: Callable[[dict[str, Any]], dict[str, Any]] | None) -> None:
         """Who answers the action ``ping``: JSON in, JSON out, fast. Without one the answer is {}."""
         self.requests.pinged = handler
+
+    def set_cut_handler(self, handler: Callable[[str, float], dict[str, Any]] | None) -> None:
+        """Who makes a consistent cut of a job within some seconds: ``{"cut": number, "position": {split: [offset, floors]}}``."""
+        self.requests.cutter = handler
 
     def close(self, grace: float = 0.5) -> None:
         """Stop: requests under way get `grace` seconds, then their connections are cut. Returns within about a second more,

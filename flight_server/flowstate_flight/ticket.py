@@ -1,8 +1,9 @@
 """What may be asked of a partition, as plain JSON: strict, bounded, and nothing in it is ever unpickled.
 
-A ticket is ``{"v": 1, "job", "view", "partition", "columns"?, "filter"?, "keys"?, "limit"?, "cut"?, "epoch"?}``. `filter` is base64
-of a Substrait extended expression, whose base schema names the columns it reads; `keys` is base64 of an Arrow IPC stream with one
-batch of keys. A command (of a descriptor or an exchange) is a ticket without its partition.
+A ticket is ``{"v": 1, "job", "view", "partition", "columns"?, "filter"?, "keys"?, "limit"?, "fresh"?, "wait"?, "epoch"?}``. `filter` is
+base64 of a Substrait extended expression, whose base schema names the columns it reads; `keys` is base64 of an Arrow IPC stream with one
+batch of keys; `fresh` is the JSON of a `flowstate.view.freshness.Freshness`, and `wait` the seconds for which it may be waited for. A
+command (of a descriptor or an exchange) is a ticket without its partition.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from __future__ import annotations
 import binascii
 import json
 from base64 import b64decode, b64encode
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from flowstate.errors import InvalidFlow
+from flowstate.view.freshness import LATEST, Freshness, checked
 
 MAX_TICKET_BYTES = 4 << 20
 MAX_COLUMNS = 10_000
 MAX_NAME = 1_000
 MAX_KEYS = 1_000_000
-_FIELDS = frozenset({"v", "job", "view", "partition", "columns", "filter", "keys", "limit", "cut", "epoch"})
+_FIELDS = frozenset({"v", "job", "view", "partition", "columns", "filter", "keys", "limit", "fresh", "wait", "epoch"})
+_FRESH = frozenset({"max_age", "at_least", "consistent", "snapshot", "cut"})
+#: Seconds for which a request waits at most for what it asks.
+LONGEST_WAIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,13 @@ class Ticket:
     filter: bytes | None = None
     keys: bytes | None = None
     limit: int | None = None
-    cut: int | None = None
+    fresh: Freshness = LATEST
+    wait: float | None = None
     epoch: int | None = None
 
     def to_bytes(self) -> bytes:
         data: dict[str, Any] = {"v": 1, "job": self.job, "view": self.view}
-        for name in ("partition", "limit", "cut", "epoch"):
+        for name in ("partition", "limit", "epoch"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
         if self.columns is not None:
@@ -48,6 +55,10 @@ class Ticket:
         for name in ("filter", "keys"):
             if getattr(self, name) is not None:
                 data[name] = b64encode(getattr(self, name)).decode()
+        if self.fresh != LATEST:
+            data["fresh"] = self.fresh.to_data()
+        if self.wait is not None:
+            data["wait"] = self.wait
         return json.dumps(data).encode()
 
     @staticmethod
@@ -76,7 +87,8 @@ class Ticket:
             _base64(data, "filter"),
             _base64(data, "keys"),
             _number(data, "limit", 2**63),
-            _number(data, "cut", 2**63),
+            freshness_of(data.get("fresh")),
+            wait_of(data.get("wait")),
             _number(data, "epoch", 2**63),
         )
 
@@ -94,6 +106,24 @@ def read_json(raw: bytes, what: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InvalidFlow(f"the {what} is not a JSON object; ask get_flight_info for one")
     return data
+
+
+def freshness_of(data: object) -> Freshness:
+    """The Freshness that a client asked for in JSON. Raises InvalidFlow."""
+    if data is None:
+        return LATEST
+    if not isinstance(data, Mapping) or set(data) - _FRESH:
+        raise InvalidFlow("'fresh' is a JSON object with max_age, at_least, consistent, snapshot or cut")
+    return checked(**data)
+
+
+def wait_of(value: object) -> float | None:
+    """Seconds that a client is ready to wait, if it said so. Raises InvalidFlow."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LONGEST_WAIT:
+        raise InvalidFlow(f"'wait' is a number of seconds, at most {LONGEST_WAIT:.0f}")
+    return float(value)
 
 
 def write_keys(keys: pa.RecordBatch) -> bytes:

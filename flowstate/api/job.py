@@ -7,8 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import pyarrow as pa
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from flowstate.runtime.saved_states import SavedStates
     from flowstate.store import Store
     from flowstate.view.answer import Answer
+    from flowstate.view.freshness import Asked, Freshness
     from flowstate_flight.client import FlightReader
     from flowstate_flight.mapping import ViewMapping
 
@@ -32,22 +32,30 @@ ANSWER = 3.0
 
 
 class Reads(Mapping[str, "ViewMapping"]):
-    """Views by name, and SQL over them. With `cut`, everything is read at one position.
+    """Views by name, and SQL over them.
 
-    A partition that is away (its worker, or the whole job, is down) is looked for, for a second; then its last saved state answers, if
-    its age is at most `max_age` seconds: None accepts any, 0 wants live answers alone. Every answer says of each of its parts whether it
-    is live or saved, and as of when: `flowstate.view.answer.Answer.of(table.schema)`, and `last_answers` after `sql`. What is not to be had
-    is refused with `Unavailable`, which says how old the saved state is, by how much it misses, and when to try again."""
+    How fresh an answer must be is said by keyword arguments, in `at` for all that is read through it, or in a single read:
+
+    * nothing: the latest. A partition that is away (its worker, or the whole job, is down) is looked for, for a second; then its last
+      saved state answers, however old.
+    * ``max_age=``: that saved state may be at most so many seconds old; 0 wants live answers alone.
+    * ``at_least={"topic/0": offset}``: every part has applied at least so much of the log: read your own writes.
+    * ``consistent=True``: everything at one position, made now; ``snapshot=``: the number of a saved one.
+
+    Every answer says of each of its parts whether it is live or saved, and as of when: `flowstate.view.answer.Answer.of(table.schema)`,
+    and `last_answers` after `sql`. What is not to be had is refused with `Unavailable`, which says by how much it misses, and when to try
+    again."""
 
     def __init__(
         self,
         reader: FlightReader,
-        cut: int | None = None,
-        max_age: float | None = None,
+        fresh: Freshness | None = None,
         store: Store | None = None,
     ) -> None:
         """`store`: where the job's snapshots are, if they can be reached from here."""
-        self._reader, self._cut, self._max_age, self._store = reader, cut, max_age, store
+        from flowstate.view.freshness import LATEST
+
+        self._reader, self._fresh, self._store = reader, fresh or LATEST, store
         self._session: Any = None
 
     def __getitem__(self, view: str) -> ViewMapping:
@@ -59,7 +67,7 @@ class Reads(Mapping[str, "ViewMapping"]):
             raise InvalidFlow("a view is asked by its name", got=repr(view), views=names)
         if view not in names:
             raise InvalidFlow(f"no view {view!r}{did_you_mean(view, names)}", job=self._reader.directory().job)
-        return ViewMapping(self._reader, view, self._cut, self._max_age)
+        return ViewMapping(self._reader, view, self._fresh)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._reader.views())
@@ -67,30 +75,49 @@ class Reads(Mapping[str, "ViewMapping"]):
     def __len__(self) -> int:
         return len(self._reader.views())
 
-    def sql(
-        self, query: str, params: Any = None, *, max_age: float | EllipsisType | None = ...
-    ) -> duckdb.DuckDBPyRelation:
-        """A DuckDB relation over the views by their names. It reads when it is executed, and again each time that it is."""
-        from flowstate_flight.mapping import checked_age
+    def at(self, **asked: Unpack[Asked]) -> Reads:
+        """The same views, everything read as fresh as this: ``job.at(at_least=position)["totals"]["anna"]``."""
+        from flowstate.view.freshness import refined
 
+        self._check_open()
+        return _Narrowed(self._reader, refined(self._fresh, asked), self._store)
+
+    def sql(self, query: str, params: Any = None, **asked: Unpack[Asked]) -> duckdb.DuckDBPyRelation:
+        """A DuckDB relation over the views by their names. It reads when it is executed, and again each time that it is; with
+        ``consistent=True`` always in the cut that is made now."""
         if not isinstance(query, str):
             raise InvalidFlow("sql takes the text of a query", got=type(query).__name__)
         self._check_open()
         if self._session is None:
             from flowstate_sql.session import Session
 
-            self._session = Session(self._reader, cut=self._cut)
-        age = self._max_age if isinstance(max_age, EllipsisType) else checked_age(max_age)
-        return self._session.sql(query, params, max_age=age)
+            self._session = Session(self._reader, self._fresh)
+        relation: duckdb.DuckDBPyRelation = self._session.sql(query, params, **asked)
+        return relation
 
     @property
     def last_answers(self) -> Mapping[str, Answer]:
         """What the last SQL query that ran here saw of each view: position, watermark, age and origin of every part."""
         return {} if self._session is None else self._session.last_answers
 
-    def to_table(self, view: str, *, max_age: float | EllipsisType | None = ...) -> pa.Table:
+    def to_table(self, view: str, **asked: Unpack[Asked]) -> pa.Table:
         """All rows of a view."""
-        return self[view].to_table(max_age=max_age)
+        return self[view].to_table(**asked)
+
+    def snapshot(self, timeout: float = 5.0) -> Snapshot:
+        """One consistent cut of everything, fresh: made now, kept on the workers while it is read. `Unavailable` if it cannot be made
+        within `timeout` seconds."""
+        self._check_open()
+        return self._snapshot(self._make_cut(arguments.seconds("timeout", timeout)))
+
+    def _make_cut(self, timeout: float) -> Mapping[str, Any]:
+        return self._reader.make_cut(timeout)
+
+    def _snapshot(self, cut: Mapping[str, Any]) -> Snapshot:
+        from flowstate.view.freshness import Freshness
+
+        position = {split: (place[0], place[1]) for split, place in cut["position"].items()}
+        return Snapshot(self._reader, Freshness(cut=cut["cut"]), position, ExitStack(), self._store)
 
     def rejected(self) -> pa.Table:
         """Rows that an HTTP sink's other side refused for good: the number of the sink, the partition, the reason, the row as JSON."""
@@ -114,18 +141,25 @@ class Reads(Mapping[str, "ViewMapping"]):
         self.close()
 
 
+class _Narrowed(Reads):
+    """Other reads over the connections of a `Reads`, which it leaves open."""
+
+    def close(self) -> None:
+        pass
+
+
 class Snapshot(Reads):
     """Everything at one position: repeatable reads. `position` maps each split to ``(offset, floors)``."""
 
     def __init__(
         self,
         reader: FlightReader,
-        cut: int | None,
+        fresh: Freshness | None,
         position: Mapping[str, tuple[int, int]],
         stack: ExitStack,
         store: Store | None = None,
     ) -> None:
-        super().__init__(reader, cut, store=store)
+        super().__init__(reader, fresh, store=store)
         self.position = position
         self._stack = stack
 
@@ -175,14 +209,10 @@ class Job(Reads):
     def _addresses(self) -> list[str]:
         return [each.location for each in self._reader.directory().partitions if each.location]
 
-    def snapshot(self, timeout: float = 5.0) -> Snapshot:
-        """One consistent cut of everything, fresh: made now, kept on the workers while it is read. `Unavailable` if it cannot be made
-        within `timeout` seconds."""
-        self._check_open()
-        cut = self._ask("cut", timeout=arguments.seconds("timeout", timeout))
+    def _make_cut(self, timeout: float) -> Mapping[str, Any]:
+        cut: dict[str, Any] = self._ask("cut", timeout=timeout)
         self._reader.keep_cut(cut["cut"])
-        position = {split: (place[0], place[1]) for split, place in cut["position"].items()}
-        return Snapshot(self._reader, cut["cut"], position, ExitStack(), self._store)
+        return cut
 
     def wait(self, timeout: float | None = None) -> None:
         """Until finite input is read to its end, every window is closed and every output is written.
@@ -327,8 +357,8 @@ def connect(
     part of it, or all of it, is down, what it saved last answers, if that is not older than `max_age` seconds (see `Reads`).
     `patience`: seconds for one read in all. Raises `Unavailable` if nothing is live or saved, `InvalidFlow` if no job ever was.
     """
+    from flowstate.view.freshness import checked
     from flowstate_flight.client import FlightReader
-    from flowstate_flight.mapping import checked_age
 
     if address is None and snapshots is None:
         raise InvalidFlow("say where the job is: the Flight address of one of its workers, or snapshots=")
@@ -337,14 +367,14 @@ def connect(
     patience = arguments.seconds("patience", patience)
     storage_options = arguments.options("storage_options", storage_options)
     saved = None if snapshots is None else saved_states(arguments.place("snapshots", snapshots), storage_options, name)
-    max_age = checked_age(max_age)
+    fresh = checked(max_age=max_age)
     reader = FlightReader(source, name, saved=saved, patience=patience)
     try:
         reader.views()
     except BaseException:
         reader.close()
         raise
-    return Reads(reader, max_age=max_age, store=None if saved is None else saved.store)
+    return Reads(reader, fresh, store=None if saved is None else saved.store)
 
 
 def open_snapshot(url: str | os.PathLike[str], at: int | None = None, **storage_options: Any) -> Snapshot:

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import flowstate.errors as errors
-from flowstate.errors import FlowstateError, InternalError, Unavailable
+from flowstate.errors import Unavailable
+from flowstate.runtime.reply import unwrap
 
 if TYPE_CHECKING:
     from distributed import Client
-
-
-def unwrap(answer: dict[str, Any]) -> Any:
-    """The value of an answer, or its error."""
-    if "ok" in answer:
-        return answer["ok"]
-    data = answer["error"]
-    kind = getattr(errors, data["kind"], InternalError)
-    facts = dict(data["facts"])
-    if kind is Unavailable:
-        raise Unavailable(data["message"], retry_after=float(facts.pop("retry_after", 1.0)), **facts)
-    assert issubclass(kind, FlowstateError)
-    raise kind(data["message"], **facts)
 
 
 #: What to do when there is no scheduler any more, which ends the job.

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from flowstate.api import arguments
 from flowstate.api.job import Job, job_reader, saved_states
 from flowstate.api.own_cluster import own_cluster
-from flowstate.api.remote import unwrap
 from flowstate.api.stream import Flow, Output, View
 from flowstate.clock import SystemClock
 from flowstate.errors import Fenced, FlowstateError, InvalidFlow, Unavailable
 from flowstate.plan.compile import compile as compile_plan
 from flowstate.runtime.job_spec import JobSpec
+from flowstate.runtime.reply import unwrap
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler

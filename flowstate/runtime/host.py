@@ -25,6 +25,7 @@ from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.lease import Lease
 from flowstate.runtime.link import ClientLink, LocalPort, Mailbox, Port, ServerLink
 from flowstate.runtime.pump import Pump
+from flowstate.runtime.reply import unwrap
 from flowstate.runtime.saving import Saver
 from flowstate.runtime.serving import ServedPartition
 from flowstate.runtime.status import describe
@@ -66,6 +67,7 @@ class Host(WorkerPlugin):
         self.service = FlightService(host or _reached_at(worker.address), port)
         self.service.set_exchange_handler(self._exchange)
         self.service.set_ping_handler(self.pinged)
+        self.service.set_cut_handler(self.make_cut)
         self._urgent = asyncio.Event()
         self._warming = threading.Thread(target=warm_up, name="flowstate-warm-up", daemon=True)
         self._warming.start()  # before anybody needs it: a partition that comes here from a dead worker should not wait for it
@@ -247,6 +249,17 @@ class Host(WorkerPlugin):
                 "this worker is cut off from the supervisor, and another may have taken over; ask the directory again"
             )
             raise Unavailable(message, retry_after=0.5, location=self.service.location)
+
+    def make_cut(self, job: str, timeout: float) -> dict[str, Any]:
+        """A reader's wish for a consistent cut, passed on to the supervisor."""
+        asking = self.worker.scheduler.flowstate_request(operation="cut", job=job, timeout=timeout)
+        future = asyncio.run_coroutine_threadsafe(asking, self.worker.loop.asyncio_loop)
+        try:
+            answer = future.result(timeout + 1.0)
+        except (TimeoutError, OSError) as error:
+            future.cancel()
+            raise Unavailable("the supervisor does not answer, so no cut can be made", job=job) from error
+        return dict(unwrap(answer))
 
     def pinged(self, asked: dict[str, Any]) -> dict[str, Any]:
         """``{"number", "known", "lease", "jobs"}``: the number that was asked, whether it was meant for this process, for how many seconds

@@ -86,6 +86,8 @@ class Pump:
         self.cut: dict[str, Any] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
+        self._applied = threading.Condition()  # readers that wait for rows
+        self._awaited = 0
         self._stopping = False
         self._tables: list[Table] = []
         self._incoming: dict[StreamId, Port] = {}  # streams that this owner reads
@@ -109,6 +111,15 @@ class Pump:
     def join(self, timeout: float) -> bool:
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def wait_until(self, done: Callable[[], bool], timeout: float) -> None:
+        """Return when `done`, which is asked again after every block, or after `timeout` seconds, or when nothing more is applied."""
+        with self._applied:
+            self._awaited += 1
+            try:
+                self._applied.wait_for(lambda: self._stopping or done(), timeout)
+            finally:
+                self._awaited -= 1
 
     def hear(self, table: Table) -> None:
         self._post(partial(self._hear, table))
@@ -172,6 +183,8 @@ class Pump:
             moved = self._drain_inbox()
             moved |= self._consume(machine)
             moved |= self._fill(machine)
+            if moved and self._awaited:
+                self._tell_applied()
             wanted = machine.reads()
             moved |= self._read(machine, wanted, 0.0 if moved else IDLE)
             now = self.clock.monotonic()
@@ -189,6 +202,10 @@ class Pump:
             self._inbox.popleft()()
             moved = True
         return moved
+
+    def _tell_applied(self) -> None:
+        with self._applied:
+            self._applied.notify_all()
 
     def _consume(self, machine: Partition) -> bool:
         """One message of every split that has one: a block each."""
@@ -364,6 +381,8 @@ class Pump:
         self._commits.save(frozen, ended=frozen.marks.ended and self._machine.ended, cut=cut)
 
     def _close(self) -> None:
+        self._stopping = True
+        self._tell_applied()
         self.intake.close()
         for ends in (self._incoming, self._outgoing):
             for stream, port in ends.items():

@@ -8,6 +8,7 @@ that touches the store runs on threads of its own.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flowstate.clock import Clock
@@ -27,6 +28,7 @@ SHARE = 10  # a state that took this long to load is kept this many times as lon
 HANGING = 1.0  # seconds after which a look that has not ended yet keeps no reader from what is there already
 UNUSED = 60.0  # seconds after which a loaded table that nobody reads is let go
 LOADS = 4  # at once
+CUTS = 4  # saved cuts that are kept open
 
 
 @dataclass
@@ -54,6 +56,7 @@ class SavedStates:
         self.damaged: dict[tuple[int, str], str] = {}  # what could not be read, and was stood in for by something older
         self._lock = threading.Lock()
         self._views: dict[tuple[int, str], _View] = {}
+        self._cuts: dict[int, tuple[Directory, Mapping[int, StoredPartition]]] = {}
         self._slots = threading.Semaphore(LOADS)
         self._announced: Directory | None = None
         self._asked = float("-inf")
@@ -100,9 +103,26 @@ class SavedStates:
                 return Saved()  # what is here may be from another time that the partition was away
             return Saved(known.part, known.as_of, known.trouble, known.partitions)
 
+    def snapshot(self, number: int) -> tuple[Directory, Mapping[int, StoredPartition]]:
+        with self._lock:
+            found = self._cuts.pop(number, None)
+        if found is None:
+            job = self._job()
+            saved = SavedSnapshot.open(self.store, number)
+            found = (
+                stored_directory(saved, None, job.run << 32),
+                {each: StoredPartition(saved, each) for each in saved.partitions},
+            )
+        with self._lock:
+            self._cuts[number] = found  # the last one read stands last
+            while len(self._cuts) > CUTS:
+                del self._cuts[next(iter(self._cuts))]
+        return found
+
     def close(self) -> None:
         with self._lock:
             self._views.clear()
+            self._cuts.clear()
             if self._expiring is not None:
                 self._expiring.cancel()
 

@@ -11,20 +11,21 @@ its `as_of`. A cut is the same whoever serves it, so it needs none.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from flowstate.clock import Clock
 from flowstate.errors import InvalidFlow, Unavailable, did_you_mean
-from flowstate.plan.position import NEVER
+from flowstate.plan.position import NEVER, Place
 from flowstate.plan.spec import TableSpec
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.pump import Pump
 from flowstate.state.table import KeyedTable
 from flowstate.view.answer import Answer, PartitionAnswer
 from flowstate.view.columns import chosen
+from flowstate.view.freshness import behind, missing
 from flowstate.view.lookup import with_window_end
 
 SHARED_FOR = 0.005  # seconds that a scan may share the state frozen for another
@@ -50,6 +51,16 @@ class ServedPartition:
         self._lock = threading.Lock()
         self._shared: _Kept | None = None
         self._cuts: dict[int, _Kept] = {}
+
+    def reached(self, at_least: Mapping[str, Place], wait: float) -> None:
+        began = self.clock.monotonic()
+        if self._lacking(at_least):
+            self.pump.wait_until(lambda: not self._lacking(at_least), wait)
+            if lacking := self._lacking(at_least):
+                raise behind(self.partition, lacking, self.clock.monotonic() - began)
+        with self._lock:  # a state frozen for another, a few milliseconds ago, may be from before that
+            if self._shared is not None and missing(at_least, self._shared.frozen.marks.position):
+                self._shared = None
 
     def scan(
         self, view: str, columns: list[str] | None = None, cut: int | None = None
@@ -107,6 +118,14 @@ class ServedPartition:
                 self._shared = None
             for cut in [cut for cut, kept in self._cuts.items() if now - kept.touched > LEASE]:
                 del self._cuts[cut]
+
+    def _lacking(self, at_least: Mapping[str, Place]) -> dict[str, tuple[Place, Place | None]]:
+        with self.pump.gate:
+            if self.pump.machine is None:
+                raise Unavailable(
+                    "this partition is loading; it will be served again", partition=self.partition, retry_after=0.2
+                )
+            return missing(at_least, self.pump._contents.marks.position)
 
     def _known(self, view: str) -> None:
         if self.pump.machine is None or self.pump.state not in ("live", "ended"):

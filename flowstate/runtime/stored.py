@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 
@@ -18,6 +18,7 @@ from flowstate.state.watermark import Watermarks
 from flowstate.view.answer import Answer, PartitionAnswer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
+from flowstate.view.freshness import behind, missing
 from flowstate.view.lookup import with_window_end
 
 
@@ -41,6 +42,14 @@ class StoredPartition:
         """Load a view now rather than when it is first asked for. Raises CorruptData, Unavailable, and InvalidFlow if there is none."""
         with self._lock:
             self._table(view)
+
+    def reached(self, at_least: Mapping[str, Place], wait: float) -> None:
+        state = self.snapshot.manifests[self.partition].state
+        position = (
+            {} if state is None else {split: Place(*at) for split, at in Watermarks.load(state.marks).position.items()}
+        )
+        if lacking := missing(at_least, position):
+            raise behind(self.partition, lacking, 0.0)
 
     def scan(
         self, view: str, columns: list[str] | None = None, cut: int | None = None

@@ -16,11 +16,12 @@ import cloudpickle
 from distributed import Client, Scheduler, SchedulerPlugin, Status
 
 from flowstate.clock import SystemClock
-from flowstate.errors import Fenced, FlowstateError, InternalError, InvalidFlow, Unavailable, did_you_mean
+from flowstate.errors import Fenced, InternalError, InvalidFlow, Unavailable, did_you_mean
 from flowstate.runtime.beginning import begin
 from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.overview import replaced
 from flowstate.runtime.pinging import ping
+from flowstate.runtime.reply import failure
 from flowstate.runtime.running import RunningJob
 from flowstate.runtime.watchdog import TICK, Condemn, Ping, Watchdog
 
@@ -231,13 +232,3 @@ class Supervisor(SchedulerPlugin):
                 await job.stop(snapshot=bool(arguments.get("snapshot", True)))
                 return job.status()
         raise InternalError("an unknown request; driver and cluster run different versions", operation=operation)
-
-
-def failure(error: Exception) -> dict[str, Any]:
-    """An error as data: an exception that cannot be unpickled would hang its caller."""
-    if isinstance(error, FlowstateError):
-        facts = {
-            name: value if isinstance(value, int | float | str) else repr(value) for name, value in error.facts.items()
-        }
-        return {"error": {"kind": type(error).__name__, "message": error.message, "facts": facts}}
-    return {"error": {"kind": "InternalError", "message": f"{type(error).__name__}: {error}", "facts": {}}}

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import pyarrow as pa
 
+from flowstate.plan.position import Place
 from flowstate.view.answer import Answer
 
 
@@ -100,6 +101,10 @@ class LivePartition(Protocol):
     job: str
     partition: int
     epoch: int
+
+    def reached(self, at_least: Mapping[str, Place], wait: float) -> None:
+        """Return when everything before `at_least` is applied, so that what is read next shows it; `Behind` if that does not come about
+        within `wait` seconds. A state that no longer changes waits for nothing."""
 
     def scan(
         self, view: str, columns: list[str] | None = None, cut: int | None = None

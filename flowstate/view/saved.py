@@ -18,6 +18,7 @@ Ages compare the clock of the machine that saved with that of the one that reads
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,6 +51,10 @@ class SavedStates(Protocol):
     def find(self, partition: int, view: str, oldest: float) -> Saved:
         """The newest saved state of a partition, with `view` loaded in the background if the state is not older than `oldest` (Unix
         time; infinity loads nothing). To be asked again while `part`, `as_of` and `trouble` are all None, or `part` alone is."""
+
+    def snapshot(self, number: int) -> tuple[Directory, Mapping[int, LivePartition]]:
+        """A saved cut: the job as it was then, and its partitions, whose tables are loaded as they are asked for. InvalidFlow if it is not
+        there (any more), Unavailable if the store is away."""
 
     def close(self) -> None:
         """Let go of everything that is loaded."""

@@ -16,6 +16,7 @@ import pyarrow.dataset
 
 from flowstate.view.answer import Answer
 from flowstate.view.directory import ViewInfo
+from flowstate.view.freshness import LATEST, Freshness
 
 
 class Reader(Protocol):
@@ -31,10 +32,11 @@ class Reader(Protocol):
         columns: Sequence[str] | None = None,
         filter: pc.Expression | None = None,
         partitions: Sequence[int] | None = None,
-        cut: int | None = None,
         limit: int | None = None,
-        max_age: float | None = None,
+        fresh: Freshness = LATEST,
     ) -> pa.RecordBatchReader: ...
+
+    def moment(self, fresh: Freshness) -> Freshness: ...
 
 
 class LiveDataset(pyarrow.dataset.Dataset):
@@ -44,16 +46,14 @@ class LiveDataset(pyarrow.dataset.Dataset):
         self,
         reader: Reader,
         info: ViewInfo,
-        cut: int | None,
+        fresh: Freshness,
         seen: Callable[[str, Answer], None],
-        max_age: float | None = None,
     ) -> None:
         # the base's own __init__ wants a C++ dataset; DuckDB asks for `schema` and `scanner` and nothing else
         self._reader = reader
         self._info = info
-        self._cut = cut
+        self._fresh = fresh
         self._seen = seen
-        self._max_age = max_age
 
     @property
     def schema(self) -> pa.Schema:
@@ -68,7 +68,7 @@ class LiveDataset(pyarrow.dataset.Dataset):
         names = list(columns) if columns is not None else None
         if names == []:
             names = self._info.schema.names[:1]  # only the number of rows is asked for
-        stream = self._reader.scan_reader(self._info.name, names, filter, cut=self._cut, max_age=self._max_age)
+        stream = self._reader.scan_reader(self._info.name, names, filter, fresh=self._fresh)
         answer = Answer.of(stream.schema)
         if answer is not None:
             self._seen(self._info.name, answer)

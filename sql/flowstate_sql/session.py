@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from types import EllipsisType
-from typing import Any
+from typing import Any, Unpack
 
 import duckdb
 
 from flowstate.errors import InvalidFlow, did_you_mean
 from flowstate.view.answer import Answer
+from flowstate.view.freshness import LATEST, Asked, Freshness, refined
 from flowstate_sql.catalog import LiveDataset, Reader
 from flowstate_sql.pushdown import named_tables, unknown_table
 
@@ -28,24 +28,21 @@ _NAMES_KEPT = 256
 class Session:
     """``session.sql(...)`` is a DuckDB relation. It runs when it is fetched, and again each time, over the state of that moment.
 
-    With `cut`, everything is read in that cut. `max_age`: how old an answer may be where a partition is away, see
-    `flowstate.view.saved`. Safe from several threads; each relation has a DuckDB cursor of its own.
+    Everything is read as `fresh` as that, or as is asked for in `sql`. A relation with ``consistent=True`` reads all its views in one cut,
+    made when the relation is; running it again gives the same. Safe from several threads; each relation has a DuckDB cursor of its own.
     """
 
     def __init__(
         self,
         reader: Reader,
-        cut: int | None = None,
+        fresh: Freshness = LATEST,
         *,
-        max_age: float | None = None,
         time_zone: str = "UTC",
         memory_limit: str | None = None,
     ) -> None:
         """`time_zone` is the one in which DuckDB reads and truncates times; `memory_limit` like ``"4GB"``."""
         self._reader = reader
-        self._cut = cut
-        self._max_age = max_age
-        self._options = {"time_zone": time_zone, "memory_limit": memory_limit}
+        self._fresh = fresh
         limit = {"memory_limit": memory_limit} if memory_limit else {}
         self._connection = duckdb.connect(":memory:", config={**LOCKED, **limit})
         try:
@@ -58,13 +55,6 @@ class Session:
         self._named: dict[str, set[str] | None] = {}
         self._last: _Query | None = None
 
-    def with_cut(self, cut: int) -> Session:
-        """A session that reads everything in a cut: repeatable reads."""
-        zone = self._options["time_zone"] or "UTC"
-        return Session(
-            self._reader, cut, max_age=self._max_age, time_zone=zone, memory_limit=self._options["memory_limit"]
-        )
-
     @property
     def last_answers(self) -> Mapping[str, Answer]:
         """What the last query that ran saw: view -> position, watermark, age and origin of its partitions."""
@@ -75,11 +65,10 @@ class Session:
         self,
         query: str,
         params: Sequence[Any] | Mapping[str, Any] | None = None,
-        *,
-        max_age: float | EllipsisType | None = ...,
+        **asked: Unpack[Asked],
     ) -> duckdb.DuckDBPyRelation:
         """A relation over one SELECT; `params` are the values of ``$1`` or ``$name``. Raises InvalidFlow."""
-        age = self._max_age if isinstance(max_age, EllipsisType) else max_age
+        fresh = refined(self._fresh, asked)
         with self._lock:
             cursor = self._connection.cursor()
             try:
@@ -95,9 +84,10 @@ class Session:
         chosen = [view for view in views if named is None or view.lower() in named]
         if named is not None and named - {view.lower() for view in chosen}:
             chosen = views  # it also names something of DuckDB's catalog, which may list them, or a view unknown so far
+        fresh = self._reader.moment(fresh)
         running = _Query(self)
         for view in chosen:
-            cursor.register(view, LiveDataset(self._reader, self._reader.info(view), self._cut, running.saw, age))
+            cursor.register(view, LiveDataset(self._reader, self._reader.info(view), fresh, running.saw))
         try:
             relation = cursor.sql(query, params=params)
         except duckdb.CatalogException as error:
