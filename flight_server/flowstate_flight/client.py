@@ -25,7 +25,7 @@ from flowstate.view.directory import Directory, LivePartition, PartitionInfo, Vi
 from flowstate.view.freshness import LATEST, Freshness
 from flowstate.view.saved import SavedStates
 from flowstate_flight.exchange_call import WAITING, StreamBroken
-from flowstate_flight.expression import encode_filter
+from flowstate_flight.expression import DecodedFilter, encode_filter
 from flowstate_flight.gathering import Gathering, Reading
 from flowstate_flight.key_filter import allowed_keys
 from flowstate_flight.keys import key_batch, owners
@@ -182,7 +182,7 @@ class FlightReader:
         self,
         view: str,
         columns: Sequence[str] | None = None,
-        filter: pc.Expression | None = None,
+        filter: pc.Expression | DecodedFilter | None = None,
         partitions: Sequence[int] | None = None,
         limit: int | None = None,
         fresh: Freshness = LATEST,
@@ -197,7 +197,10 @@ class FlightReader:
             raise InvalidFlow("a limit is not negative", limit=limit)
         encoded, after, wanted, keys = None, None, schema.names, None
         if filter is not None:
-            encoded, needed = encode_filter(filter, info.schema)
+            if isinstance(filter, DecodedFilter):
+                encoded, needed = filter.encoded, filter.names
+            else:
+                encoded, needed = encode_filter(filter, info.schema)
             if encoded is not None:
                 keys = allowed_keys(encoded, needed, info)
             else:

@@ -23,10 +23,13 @@ os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")
 
 
 class DecodedFilter:
-    """A filter that came in a ticket: `expression` is bound to the columns `names`, in that order. Substrait knows no zone but
+    """A filter that came in a ticket as `encoded`: `expression` is bound to the columns `names`, in that order. Substrait knows no zone but
     UTC; what filters may say is the same in any, so columns in `zoned` (name -> type) are read as if they were in UTC."""
 
-    def __init__(self, expression: pc.Expression, names: list[str], zoned: dict[str, pa.DataType]) -> None:
+    def __init__(
+        self, encoded: bytes, expression: pc.Expression, names: list[str], zoned: dict[str, pa.DataType]
+    ) -> None:
+        self.encoded = encoded
         self.expression = expression
         self.names = names
         self._zoned = zoned
@@ -74,7 +77,7 @@ def decode_filter(raw: bytes, schema: pa.Schema) -> DecodedFilter:
             raise InvalidFlow("the filter takes a column for another type", column=each.name, it_is=str(expected))
     if len(set(base.names)) != len(base.names):
         raise InvalidFlow("the base schema of the filter names a column twice")
-    return DecodedFilter(expressions[0], list(base.names), zoned)
+    return DecodedFilter(raw, expressions[0], list(base.names), zoned)
 
 
 _NOT_ENCODED = (pa.ArrowException, NotImplementedError, ValueError, KeyError, TypeError)

@@ -15,13 +15,11 @@ from flowstate.errors import InvalidFlow, Moved, Unavailable, did_you_mean
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, LivePartition, ViewInfo
 from flowstate.view.freshness import LATEST, Freshness
+from flowstate_flight.actions import ACTIONS, cut_asked, directory_asked, ipc_stream
 from flowstate_flight.answering import shape
 from flowstate_flight.expression import columns_to_read, decode_filter
-from flowstate_flight.keys import hash_probe, key_text
+from flowstate_flight.keys import key_text
 from flowstate_flight.ticket import MAX_KEYS, Ticket, freshness_of, name_of, read_json, read_keys, wait_of
-
-#: Seconds for a cut of which nobody said how long it may take.
-CUT_TIMEOUT = 5.0
 
 
 class Requests:
@@ -33,11 +31,19 @@ class Requests:
         self.cutter: Callable[[str, float], dict[str, Any]] | None = None
         self.pinged: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
+    def close(self) -> None:
+        """Answer for nothing any more."""
+        self.hosted, self.directories = {}, {}
+
     # names
+
+    def known(self) -> dict[str, Directory]:
+        """The jobs that can be asked here."""
+        return self.directories
 
     def directory(self, job: str | None) -> Directory:
         """The directory of `job`, or of the only job there is. Raises InvalidFlow, or Unavailable before the first."""
-        directories = self.directories
+        directories = self.known()
         if not directories:
             raise Unavailable("this worker has no job yet", retry_after=0.5)
         if job is None:
@@ -91,7 +97,7 @@ class Requests:
     def all_flights(self) -> list[flight.FlightInfo]:
         return [
             self._info(directory, view, Ticket(directory.job, view.name), _path(directory.job, view.name))
-            for directory in self.directories.values()
+            for directory in self.known().values()
             for view in directory.views.values()
         ]
 
@@ -109,9 +115,9 @@ class Requests:
             return Ticket(path[0], path[1])
         if len(path) != 1:
             raise InvalidFlow("a path is (view) or (job, view)", path=path)
-        jobs = [job for job, directory in self.directories.items() if path[0] in directory.views]
+        jobs = [job for job, directory in self.known().items() if path[0] in directory.views]
         if not jobs:
-            known = {view for directory in self.directories.values() for view in directory.views}
+            known = {view for directory in self.known().values() for view in directory.views}
             raise InvalidFlow(f"there is no view {path[0]!r}{did_you_mean(path[0], sorted(known))}")
         if len(jobs) > 1:
             raise InvalidFlow(f"several jobs have a view {path[0]!r}; use the path (job, view)", jobs=sorted(jobs))
@@ -123,16 +129,27 @@ class Requests:
         schema = view.schema if command.columns is None else chosen(view.name, view.schema, command.columns)
         if command.filter is not None:
             decode_filter(command.filter, view.schema)
-        endpoints = [
+        return flight.FlightInfo(schema, descriptor, self.endpoints(directory, command), -1, -1)
+
+    def endpoints(self, directory: Directory, command: Ticket) -> list[flight.FlightEndpoint]:
+        """Where the answer to a command is fetched, in parts: one per partition."""
+        return [
             flight.FlightEndpoint(
                 replace(command, partition=each.partition, epoch=each.epoch).to_bytes(),
                 [each.location] if each.location else [],
             )
             for each in directory.partitions
         ]
-        return flight.FlightInfo(schema, descriptor, endpoints, -1, -1)
 
     # reads
+
+    def ticket(self, raw: bytes) -> Ticket:
+        """What a client brings to be read here. Raises InvalidFlow."""
+        return Ticket.from_bytes(raw)
+
+    def lookups(self, command: dict[str, Any]) -> LookupStream:
+        """An exchange of lookups."""
+        return LookupStream(self, command)
 
     def read(self, ticket: Ticket) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """A scan, or a lookup if the ticket has keys. The schema carries the answer."""
@@ -178,42 +195,27 @@ class Requests:
 
     def action(self, kind: str, body: bytes) -> bytes:
         if kind == "directory":
-            asked = read_json(body or b"{}", "body of the action")
-            job = asked.get("job")
-            if set(asked) - {"job", "hash"} or not isinstance(job, str | None):
-                raise InvalidFlow('the body of the action directory is {} or {"job": name}')
-            if "hash" in asked and asked["hash"] != hash_probe():
-                message = (
-                    "this client hashes keys in another way than the workers; install the same version of flowstate"
-                )
-                raise InvalidFlow(message)
-            return self.directory(job).to_json().encode()
+            return self.directory(directory_asked(body)).to_json().encode()
         if kind == "lookup":
-            ticket = Ticket.from_bytes(body)
+            ticket = self.ticket(body)
             if ticket.keys is None:
                 raise InvalidFlow("the ticket of a lookup has 'keys'; use do_get for a scan")
-            schema, batches = self.read(ticket)
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            return bytes(sink.getvalue().to_pybytes())
+            return ipc_stream(*self.read(ticket))
         if kind == "status":
             return json.dumps(self.status()).encode()
         if kind == "cut":
-            asked = read_json(body or b"{}", "body of the action")
-            if set(asked) - {"job", "timeout"} or not isinstance(asked.get("job"), str | None):
-                raise InvalidFlow('the body of the action cut is {"job"?: name, "timeout"?: seconds}')
-            job, timeout = self.directory(asked.get("job")).job, wait_of(asked.get("timeout")) or CUT_TIMEOUT
-            if self.cutter is None:
-                raise Unavailable("this service is part of no running job, so it can make no cut", job=job)
-            return json.dumps(self.cutter(job, timeout)).encode()
+            job, timeout = cut_asked(body)
+            return json.dumps(self.cut(self.directory(job).job, timeout)).encode()
         if kind == "ping":
             asked = read_json(body or b"{}", "body of the action")
             return json.dumps(self.pinged(asked) if self.pinged is not None else {}).encode()
-        raise InvalidFlow(
-            f"there is no action {kind!r}{did_you_mean(kind, ['directory', 'lookup', 'status', 'cut', 'ping'])}"
-        )
+        raise InvalidFlow(f"there is no action {kind!r}{did_you_mean(kind, [each for each, _ in ACTIONS])}")
+
+    def cut(self, job: str, timeout: float) -> dict[str, Any]:
+        """One consistent cut of `job`, made within `timeout` seconds."""
+        if self.cutter is None:
+            raise Unavailable("this service is part of no running job, so it can make no cut", job=job)
+        return self.cutter(job, timeout)
 
     def status(self) -> dict[str, Any]:
         hosted = self.hosted
@@ -240,7 +242,7 @@ class LookupStream:
             raise InvalidFlow("the command of an exchange is {v=1, kind, job, view}", unknown=unknown[:5])
         self._requests = requests
         self._job, self._view = name_of(command.get("job"), "job"), name_of(command.get("view"), "view")
-        if self._job not in requests.directories:  # nobody begins an exchange without a directory that sent him here
+        if self._job not in requests.known():  # nobody begins an exchange without a directory that sent him here
             raise Moved("this job is not served here; ask for its directory again", job=self._job)
         self.schema = requests.view(self._job, self._view).schema.remove_metadata()
         self._checked = False
@@ -252,6 +254,14 @@ class LookupStream:
         if type(number) is not int or not isinstance(epoch, int | None) or keys is None:
             raise InvalidFlow('a message is a batch of keys with the metadata {"partition": number, "id": any}')
         partition = self._requests.partition(Ticket(self._job, self._view, number, epoch=epoch))
+        self._check(keys)
+        if fresh is not LATEST and self._requests.moment(partition, fresh, wait_of(asked.get("wait"))) is not None:
+            raise InvalidFlow("keys are looked up in the latest state; scan with a filter to read them in a cut")
+        rows, answer = partition.lookup(self._view, keys)
+        return rows if rows.schema.equals(self.schema) else rows.select(self.schema.names), answer.to_data()
+
+    def _check(self, keys: pa.RecordBatch) -> None:
+        """Raises InvalidFlow for keys that do not fit the view, or are no sound Arrow data."""
         if keys.num_rows > MAX_KEYS:
             raise InvalidFlow("too many keys in one message; ask in parts", keys=keys.num_rows, limit=MAX_KEYS)
         if not self._checked:
@@ -261,10 +271,6 @@ class LookupStream:
             keys.validate(full=True)
         except pa.ArrowException:
             raise InvalidFlow("the batch of keys is damaged") from None
-        if fresh is not LATEST and self._requests.moment(partition, fresh, wait_of(asked.get("wait"))) is not None:
-            raise InvalidFlow("keys are looked up in the latest state; scan with a filter to read them in a cut")
-        rows, answer = partition.lookup(self._view, keys)
-        return rows if rows.schema.equals(self.schema) else rows.select(self.schema.names), answer.to_data()
 
 
 def _path(job: str, view: str) -> flight.FlightDescriptor:

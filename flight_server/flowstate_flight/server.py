@@ -7,56 +7,75 @@ What any Arrow client may rely on: `list_flights`; `get_flight_info` for the pat
 
 from __future__ import annotations
 
-import functools
-import json
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Self
 
 import pyarrow as pa
 from pyarrow import flight
 
 from flowstate.errors import Fenced, InvalidFlow, Unavailable
 from flowstate.view.directory import Directory, LivePartition
-from flowstate_flight.connections import sever
-from flowstate_flight.fault import describe, to_flight
-from flowstate_flight.requests import LookupStream, Requests
-from flowstate_flight.ticket import Ticket, read_json
+from flowstate_flight.actions import ACTIONS
+from flowstate_flight.handlers import answer_lookups, clean, clean_iterator, shut_down
+from flowstate_flight.requests import Requests
+from flowstate_flight.ticket import read_json
 
-Handler = TypeVar("Handler", bound=Callable[..., Any])
 #: Runs one exchange of the runtime: (command, reader, writer, context). It returns when the peer has ended the stream.
 ExchangeHandler = Callable[[dict[str, Any], Any, Any, Any], None]
 
-ACTIONS = [
-    ("directory", 'the routing table of a job as JSON; the body is {} or {"job": name}'),
-    ("lookup", "the rows of some keys as an Arrow IPC stream; the body is a ticket with 'keys'"),
-    ("status", "what this service hosts, as JSON"),
-    (
-        "cut",
-        'one consistent cut of a job, made now: {"cut", "position"}; the body is {"job"?: name, "timeout"?: seconds}',
-    ),
-    ("ping", "whether this process answers, and whether it is still in its job, as JSON; the body is {}"),
-]
 
+class Service:
+    """A listening server and its orderly end; what it answers is its `requests`, and how, its `server`."""
 
-class FlightService:
-    """One server; registering and asking are safe from any thread."""
-
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, advertise: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        server: type[Server],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        advertise: str | None = None,
+        **options: Any,
+    ) -> None:
         """Listen at once. `advertise` is the host name that others reach this machine by; `options` go to pyarrow's
         FlightServerBase (authentication, TLS, middleware). Raises Unavailable if the port is taken."""
-        self.requests = Requests()
+        self.requests = requests
+        self.closing = False
         self._lock = threading.Lock()
-        self._closing = False
         self._exchange_handler: ExchangeHandler | None = None
         scheme = "grpc+tls" if options.get("tls_certificates") else "grpc"
         try:
-            self._server = _Server(self, f"{scheme}://{host}:{port}", **options)
+            self._server = server(self, f"{scheme}://{host}:{port}", **options)
         except (pa.ArrowException, OSError) as error:
             message = "the Flight service cannot listen here; choose another port or stop what holds it"
             raise Unavailable(message, host=host, port=port) from error
         self.port: int = self._server.port
         self.location = f"{scheme}://{advertise or host}:{self.port}"
+
+    def close(self, grace: float = 0.5) -> None:
+        """Stop: requests under way get `grace` seconds, then their connections are cut. Returns within about a second more,
+        also with idle exchanges open."""
+        with self._lock:
+            if self.closing:
+                return
+            self.closing = True
+        self.requests.close()
+        shut_down(self._server, grace)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class FlightService(Service):
+    """The service of a worker; registering and asking are safe from any thread."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, advertise: str | None = None, **options: Any) -> None:
+        """As a `Service`."""
+        super().__init__(Requests(), Server, host, port, advertise=advertise, **options)
 
     def register(self, partition: LivePartition) -> None:
         """Serve a partition from now on. A newer epoch replaces an older one; an older one is refused (Fenced)."""
@@ -98,92 +117,44 @@ class FlightService:
         """Who makes a consistent cut of a job within some seconds: ``{"cut": number, "position": {split: [offset, floors]}}``."""
         self.requests.cutter = handler
 
-    def close(self, grace: float = 0.5) -> None:
-        """Stop: requests under way get `grace` seconds, then their connections are cut. Returns within about a second more,
-        also with idle exchanges open."""
-        with self._lock:
-            if self._closing:
-                return
-            self._closing = True
-        self.requests.hosted, self.requests.directories = {}, {}
-        stopping = threading.Thread(target=self._server.shutdown, name="flight-shutdown", daemon=True)
-        stopping.start()
-        stopping.join(grace)
-        for _ in range(20):
-            if not stopping.is_alive():
-                return
-            sever(self.port)
-            stopping.join(0.05)
 
-    def __enter__(self) -> FlightService:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _clean(handler: Handler) -> Handler:
-    """Nothing but clean Flight errors leaves `handler`."""
-
-    @functools.wraps(handler)
-    def wrapped(self: _Server, *arguments: Any) -> Any:
-        try:
-            if self.service._closing:
-                raise Unavailable("this worker is stopping; ask the directory who took over", retry_after=0.5)
-            return handler(self, *arguments)
-        except BaseException as error:
-            raise to_flight(error) from None
-
-    return wrapped  # type: ignore[return-value]
-
-
-def _clean_iterator(values: Iterator[Any]) -> Iterator[Any]:
-    """The same for what is raised in the middle of a stream."""
-    try:
-        yield from values
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        raise to_flight(error) from None
-
-
-class _Server(flight.FlightServerBase):
+class Server(flight.FlightServerBase):
     """pyarrow's handlers. They run on gRPC's threads: no threading.local here, which is destroyed after every call."""
 
-    def __init__(self, service: FlightService, location: str, **options: Any) -> None:
+    def __init__(self, service: Service, location: str, **options: Any) -> None:
         self.service = service
         super().__init__(location, **options)
 
-    @_clean
+    @clean
     def list_flights(self, context: Any, criteria: bytes) -> Any:
-        return _clean_iterator(iter(self.service.requests.all_flights()))
+        return clean_iterator(iter(self.service.requests.all_flights()))
 
-    @_clean
+    @clean
     def get_flight_info(self, context: Any, descriptor: Any) -> Any:
         return self.service.requests.flight_info(descriptor)
 
-    @_clean
+    @clean
     def get_schema(self, context: Any, descriptor: Any) -> Any:
         return flight.SchemaResult(self.service.requests.flight_info(descriptor).schema)
 
-    @_clean
+    @clean
     def do_get(self, context: Any, ticket: Any) -> Any:
-        schema, batches = self.service.requests.read(Ticket.from_bytes(ticket.ticket))
-        return flight.GeneratorStream(schema, _clean_iterator(batches))
+        schema, batches = self.service.requests.read(self.service.requests.ticket(ticket.ticket))
+        return flight.GeneratorStream(schema, clean_iterator(batches))
 
-    @_clean
+    @clean
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         raise InvalidFlow("views are read only; events come in through their log")
 
-    @_clean
+    @clean
     def list_actions(self, context: Any) -> Any:
         return ACTIONS
 
-    @_clean
+    @clean
     def do_action(self, context: Any, action: Any) -> Any:
-        return _clean_iterator(iter([self.service.requests.action(action.type, action.body.to_pybytes())]))
+        return clean_iterator(iter([self.service.requests.action(action.type, action.body.to_pybytes())]))
 
-    @_clean
+    @clean
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         command = read_json(descriptor.command or b"", "command of an exchange")
         if command.get("kind") == "partition-exchange":
@@ -192,34 +163,4 @@ class _Server(flight.FlightServerBase):
                 raise Unavailable("this worker takes no data from others yet", retry_after=0.5)
             handler(command, reader, writer, context)
             return
-        self._lookups(LookupStream(self.service.requests, command), reader, writer)
-
-    def _lookups(self, stream: LookupStream, reader: Any, writer: Any) -> None:
-        """Answer each message by one message, in order. An error is the answer to its message and ends nothing."""
-        writer.begin(stream.schema)
-        while True:
-            try:
-                chunk = reader.read_chunk()
-            except StopIteration:
-                return
-            except (pa.ArrowException, flight.FlightError, OSError):
-                return  # the peer went away, or sent what is no Arrow message: there is nobody to tell
-            reply: dict[str, Any] = {}
-            rows = None
-            try:
-                metadata = chunk.app_metadata
-                asked = read_json(metadata.to_pybytes() if metadata is not None else b"", "metadata of a key batch")
-                reply["id"] = asked.get("id")
-                if self.service._closing:
-                    raise Unavailable("this worker is stopping; ask the directory who took over", retry_after=0.5)
-                rows, reply["answer"] = stream.answer(asked, chunk.data)
-            except BaseException as error:
-                rows, reply["error"] = None, describe(error)
-            try:
-                encoded = pa.py_buffer(json.dumps(reply).encode())
-                if rows is None:
-                    writer.write_metadata(encoded)
-                else:
-                    writer.write_with_metadata(rows, encoded)
-            except (pa.ArrowException, flight.FlightError, OSError):
-                return  # the peer went away
+        answer_lookups(self.service.requests.lookups(command), reader, writer, lambda: self.service.closing)

@@ -1,0 +1,55 @@
+"""The actions of a service: what each is for, and the bodies that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from flowstate.errors import InvalidFlow
+from flowstate_flight.keys import hash_probe
+from flowstate_flight.ticket import read_json, wait_of
+
+#: Seconds for a cut of which nobody said how long it may take.
+CUT_TIMEOUT = 5.0
+
+ACTIONS = [
+    ("directory", 'the routing table of a job as JSON; the body is {} or {"job": name}'),
+    ("lookup", "the rows of some keys as an Arrow IPC stream; the body is a ticket with 'keys'"),
+    ("status", "what this service hosts, as JSON"),
+    (
+        "cut",
+        'one consistent cut of a job, made now: {"cut", "position"}; the body is {"job"?: name, "timeout"?: seconds}',
+    ),
+    ("ping", "whether this process answers, and whether it is still in its job, as JSON; the body is {}"),
+]
+
+
+def directory_asked(body: bytes) -> str | None:
+    """The job whose directory is asked for, if the body names one. Raises InvalidFlow, also for a reader that hashes differently."""
+    asked = read_json(body or b"{}", "body of the action")
+    job = asked.get("job")
+    if set(asked) - {"job", "hash"} or not isinstance(job, str | None):
+        raise InvalidFlow('the body of the action directory is {} or {"job": name}')
+    if "hash" in asked and asked["hash"] != hash_probe():
+        message = "this client hashes keys in another way than the workers; install the same version of flowstate"
+        raise InvalidFlow(message)
+    return job
+
+
+def cut_asked(body: bytes) -> tuple[str | None, float]:
+    """The job, if the body names one, and the seconds that its cut may take. Raises InvalidFlow."""
+    asked = read_json(body or b"{}", "body of the action")
+    job = asked.get("job")
+    if set(asked) - {"job", "timeout"} or not isinstance(job, str | None):
+        raise InvalidFlow('the body of the action cut is {"job"?: name, "timeout"?: seconds}')
+    return job, wait_of(asked.get("timeout")) or CUT_TIMEOUT
+
+
+def ipc_stream(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> bytes:
+    """Rows as the result of an action."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return bytes(sink.getvalue().to_pybytes())

@@ -1,0 +1,103 @@
+"""What every Flight service here does around its handlers: clean errors, streams of lookups, and an end within a second."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+from pyarrow import flight
+
+from flowstate.errors import Unavailable
+from flowstate_flight.connections import sever
+from flowstate_flight.fault import describe, to_flight
+from flowstate_flight.ticket import read_json
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+class Lookups(Protocol):
+    """One exchange of lookups: `schema` is that of its rows."""
+
+    schema: pa.Schema
+
+    def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, dict[str, object]]:
+        """One message: rows in the columns of `schema`, and the answer as plain data."""
+
+
+def stopping() -> Unavailable:
+    """What a service says while it closes."""
+    return Unavailable("this service is stopping; ask the directory who took over", retry_after=0.5)
+
+
+def clean(handler: Handler) -> Handler:
+    """Nothing but clean Flight errors leaves `handler`, a method of a server with a `service` that may be `closing`."""
+
+    @functools.wraps(handler)
+    def wrapped(self: Any, *arguments: Any) -> Any:
+        try:
+            if self.service.closing:
+                raise stopping()
+            return handler(self, *arguments)
+        except BaseException as error:
+            raise to_flight(error) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def clean_iterator(values: Iterator[Any]) -> Iterator[Any]:
+    """The same for what is raised in the middle of a stream."""
+    try:
+        yield from values
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        raise to_flight(error) from None
+
+
+def answer_lookups(stream: Lookups, reader: Any, writer: Any, closing: Callable[[], bool]) -> None:
+    """Answer each message by one message, in order. An error is the answer to its message and ends nothing."""
+    writer.begin(stream.schema)
+    while True:
+        try:
+            chunk = reader.read_chunk()
+        except StopIteration:
+            return
+        except (pa.ArrowException, flight.FlightError, OSError):
+            return  # the peer went away, or sent what is no Arrow message: there is nobody to tell
+        reply: dict[str, Any] = {}
+        rows = None
+        try:
+            metadata = chunk.app_metadata
+            asked = read_json(metadata.to_pybytes() if metadata is not None else b"", "metadata of a key batch")
+            reply["id"] = asked.get("id")
+            if closing():
+                raise stopping()
+            rows, reply["answer"] = stream.answer(asked, chunk.data)
+        except BaseException as error:
+            rows, reply["error"] = None, describe(error)
+        try:
+            encoded = pa.py_buffer(json.dumps(reply).encode())
+            if rows is None:
+                writer.write_metadata(encoded)
+            else:
+                writer.write_with_metadata(rows, encoded)
+        except (pa.ArrowException, flight.FlightError, OSError):
+            return  # the peer went away
+
+
+def shut_down(server: flight.FlightServerBase, grace: float) -> None:
+    """Stop: requests under way get `grace` seconds, then their connections are cut. Returns within about a second more,
+    also with idle exchanges open."""
+    port = server.port
+    ending = threading.Thread(target=server.shutdown, name="flight-shutdown", daemon=True)
+    ending.start()
+    ending.join(grace)
+    for _ in range(20):
+        if not ending.is_alive():
+            return
+        sever(port)
+        ending.join(0.05)
