@@ -15,7 +15,8 @@ import pyarrow.substrait
 
 from flowstate.errors import InvalidFlow, did_you_mean
 from flowstate_flight.membership import says_is_in
-from flowstate_flight.substrait import FUNCTIONS, Filter, Unknown
+from flowstate_flight.protobuf import Unknown
+from flowstate_flight.substrait import FUNCTIONS, Filter
 
 # Buffers that came over the network or from a file lie where they lie. Acero copies the few that are misaligned; its default is to
 # use them and to complain on stderr, once per kernel.

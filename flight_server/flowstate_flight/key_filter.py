@@ -19,6 +19,7 @@ import pyarrow.substrait
 from pyarrow import acero
 
 from flowstate.view.directory import ViewInfo
+from flowstate_flight.protobuf import Fields, Unknown, every, fields, number, one, single, write
 from flowstate_flight.substrait import (
     FUNCTION,
     IF_THEN,
@@ -27,17 +28,9 @@ from flowstate_flight.substrait import (
     LITERAL_BOOLEAN,
     LITERAL_NULL,
     REFERRED,
-    Fields,
     Filter,
-    Unknown,
     arguments,
     column,
-    every,
-    fields,
-    number,
-    one,
-    single,
-    write,
 )
 
 MAX_KEYS = 10_000

@@ -4,20 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from flowstate_flight.substrait import (
-    FUNCTION,
-    IF_THEN,
-    IN_LIST,
-    LITERAL_NULL,
-    Filter,
-    arguments,
-    column,
-    every,
-    fields,
-    number,
-    one,
-    single,
-)
+from flowstate_flight.protobuf import every, fields, number, one, single
+from flowstate_flight.substrait import FUNCTION, IF_THEN, IN_LIST, LITERAL_NULL, Filter, arguments, column
 
 
 def says_is_in(filter: Filter) -> bool:
