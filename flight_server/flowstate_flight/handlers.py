@@ -58,8 +58,11 @@ def clean_iterator(values: Iterator[Any]) -> Iterator[Any]:
         raise to_flight(error) from None
 
 
-def answer_lookups(stream: Lookups, reader: Any, writer: Any, closing: Callable[[], bool]) -> None:
-    """Answer each message by one message, in order. An error is the answer to its message and ends nothing."""
+def answer_lookups(
+    stream: Lookups, reader: Any, writer: Any, closing: Callable[[], bool], still: Callable[[], object] = lambda: None
+) -> None:
+    """Answer each message by one message, in order. An error is the answer to its message and ends nothing, but for what `still` raises,
+    which is called at every message: the caller may not ask any more."""
     writer.begin(stream.schema)
     while True:
         try:
@@ -68,6 +71,7 @@ def answer_lookups(stream: Lookups, reader: Any, writer: Any, closing: Callable[
             return
         except (pa.ArrowException, flight.FlightError, OSError):
             return  # the peer went away, or sent what is no Arrow message: there is nobody to tell
+        still()
         reply: dict[str, Any] = {}
         rows = None
         try:

@@ -12,14 +12,18 @@ import pyarrow as pa
 from pyarrow import flight
 
 from flowstate.errors import InvalidFlow, Moved, Unavailable, did_you_mean
+from flowstate.view.answer import Answer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, LivePartition, ViewInfo
 from flowstate.view.freshness import LATEST, Freshness
+from flowstate.view.rights import ANYBODY, Principal
 from flowstate_flight.actions import ACTIONS, cut_asked, directory_asked, ipc_stream
 from flowstate_flight.answering import shape
+from flowstate_flight.auth import INTERNAL
 from flowstate_flight.expression import columns_to_read, decode_filter
 from flowstate_flight.keys import key_text
 from flowstate_flight.ticket import MAX_KEYS, Ticket, freshness_of, name_of, read_json, read_keys, wait_of
+from flowstate_flight.visible import UNREADABLE, RowFilter, row_filter, seen_by
 
 
 class Requests:
@@ -30,6 +34,7 @@ class Requests:
         self.directories: dict[str, Directory] = {}
         self.cutter: Callable[[str, float], dict[str, Any]] | None = None
         self.pinged: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+        self._seen: dict[str, SeenRequests] = {}
 
     def close(self) -> None:
         """Answer for nothing any more."""
@@ -37,9 +42,31 @@ class Requests:
 
     # names
 
+    def seen_by(self, who: Principal) -> Requests:
+        """What is there for `who`. It costs nothing to ask for again, and stays current."""
+        if who is ANYBODY or who is INTERNAL:
+            return self
+        found = self._seen.get(who.name)
+        if found is None or found.who is not who:
+            found = SeenRequests(self, who)
+            self._seen = {**self._seen, who.name: found}
+        return found
+
     def known(self) -> dict[str, Directory]:
         """The jobs that can be asked here."""
         return self.directories
+
+    def here(self) -> dict[tuple[str, int], LivePartition]:
+        """The partitions that are served here, by (job, partition)."""
+        return self.hosted
+
+    def rows(self, view: ViewInfo) -> RowFilter | None:
+        """What is applied to everything that is read of a view, before anything else; None if nothing is."""
+        return None
+
+    def actions(self) -> list[tuple[str, str]]:
+        """Those that can be called here, each with what it is for."""
+        return ACTIONS
 
     def directory(self, job: str | None) -> Directory:
         """The directory of `job`, or of the only job there is. Raises InvalidFlow, or Unavailable before the first."""
@@ -63,7 +90,7 @@ class Requests:
     def partition(self, ticket: Ticket) -> LivePartition:
         """The partition a ticket is for. Raises Moved if it is elsewhere or in another epoch, Unavailable while it is away."""
         assert ticket.partition is not None
-        found = self.hosted.get((ticket.job, ticket.partition))
+        found = self.here().get((ticket.job, ticket.partition))
         if found is not None:
             epoch = found.epoch
             if ticket.epoch is not None and ticket.epoch != epoch:
@@ -71,7 +98,7 @@ class Requests:
                 raise Moved(message, partition=ticket.partition, asked=ticket.epoch, serving=epoch)
             return found
         if (
-            ticket.epoch is not None and ticket.job not in self.directories
+            ticket.epoch is not None and ticket.job not in self.known()
         ):  # the asker knew it: it was here, or at this address
             raise Moved("this job is not served here any more; ask for its directory again", job=ticket.job)
         known = {each.partition: each for each in self.directory(ticket.job).partitions}
@@ -159,16 +186,21 @@ class Requests:
         schema = view.schema if ticket.columns is None else chosen(view.name, view.schema, ticket.columns)
         schema = schema.remove_metadata()
         condition = decode_filter(ticket.filter, view.schema) if ticket.filter is not None else None
+        rows = self.rows(view)
         if ticket.keys is not None:
             if cut is not None:
                 raise InvalidFlow("keys are looked up in the latest state; use a filter to read them in a cut")
-            rows, answer = partition.lookup(ticket.view, self.checked_keys(view, read_keys(ticket.keys)))
-            batches: Iterator[pa.RecordBatch] = iter([rows])
+            found, answer = looked_up(partition, view.name, self.checked_keys(view, read_keys(ticket.keys)), rows)
+            batches: Iterator[pa.RecordBatch] = iter([found])
             if condition:
-                batches = iter([rows.select(columns_to_read(schema.names, condition))])
+                batches = iter([found.select(columns_to_read(schema.names, condition))])
         else:
             wanted = columns_to_read(schema.names, condition)
+            if rows is not None:
+                wanted += [name for name in rows.columns if name not in wanted]
             _, batches, answer = partition.scan(ticket.view, wanted, cut)
+            if rows is not None:
+                batches = rows.batches(batches)
         return answer.attach(schema), shape(batches, schema, condition, ticket.limit)
 
     @staticmethod
@@ -209,7 +241,10 @@ class Requests:
         if kind == "ping":
             asked = read_json(body or b"{}", "body of the action")
             return json.dumps(self.pinged(asked) if self.pinged is not None else {}).encode()
-        raise InvalidFlow(f"there is no action {kind!r}{did_you_mean(kind, [each for each, _ in ACTIONS])}")
+        raise self._no_action(kind)
+
+    def _no_action(self, kind: str) -> InvalidFlow:
+        return InvalidFlow(f"there is no action {kind!r}{did_you_mean(kind, [each for each, _ in self.actions()])}")
 
     def cut(self, job: str, timeout: float) -> dict[str, Any]:
         """One consistent cut of `job`, made within `timeout` seconds."""
@@ -218,17 +253,73 @@ class Requests:
         return self.cutter(job, timeout)
 
     def status(self) -> dict[str, Any]:
-        hosted = self.hosted
-        jobs = sorted({job for job, _ in hosted} | set(self.directories))
+        hosted, directories = self.here(), self.known()
+        jobs = sorted({job for job, _ in hosted} | set(directories))
         return {
             "jobs": {
                 job: {
-                    "directory": self.directories[job].version if job in self.directories else None,
+                    "directory": directories[job].version if job in directories else None,
                     "partitions": {str(each.partition): each.epoch for (of, _), each in hosted.items() if of == job},
                 }
                 for job in jobs
             }
         }
+
+
+class SeenRequests(Requests):
+    """The requests of another, as a principal may make them: on every path, what may not be seen is not there."""
+
+    def __init__(self, whole: Requests, who: Principal) -> None:
+        super().__init__()
+        self.whole, self.who = whole, who
+        self._of: tuple[object, object] = (None, None)
+        self._views: dict[str, Directory] = {}
+        self._partitions: dict[tuple[str, int], LivePartition] = {}
+
+    def known(self) -> dict[str, Directory]:
+        self._look()
+        return self._views
+
+    def here(self) -> dict[tuple[str, int], LivePartition]:
+        self._look()
+        return self._partitions
+
+    def rows(self, view: ViewInfo) -> RowFilter | None:
+        return row_filter(self.who, view)
+
+    def actions(self) -> list[tuple[str, str]]:
+        return [each for each in ACTIONS if each[0] != "ping"]
+
+    def action(self, kind: str, body: bytes) -> bytes:
+        if kind == "ping":  # the supervisor's, and nobody else's
+            raise self._no_action(kind)
+        return super().action(kind, body)
+
+    def cut(self, job: str, timeout: float) -> dict[str, Any]:
+        return self.whole.cut(job, timeout)
+
+    def _look(self) -> None:
+        """Again, if anything has changed. Two threads may both do it; they find the same."""
+        known, here = self.whole.known(), self.whole.here()
+        if self._of[0] is known and self._of[1] is here:
+            return
+        seen = {job: seen_by(self.who, each) for job, each in known.items()}
+        views = {job: each for job, each in seen.items() if each is not None}
+        partitions = {place: each for place, each in here.items() if place[0] in views}
+        self._views, self._partitions, self._of = views, partitions, (known, here)
+
+
+def looked_up(
+    partition: LivePartition, view: str, keys: pa.RecordBatch, rows: RowFilter | None
+) -> tuple[pa.RecordBatch, Answer]:
+    """What a partition has for `keys`, as far as it may be seen."""
+    if rows is None:
+        return partition.lookup(view, keys)
+    try:
+        found, answer = partition.lookup(view, rows.keys(keys))
+    except InvalidFlow:
+        raise InvalidFlow(UNREADABLE) from None  # the error would name the row, which may be another's
+    return rows.batch(found), answer
 
 
 class LookupStream:
@@ -244,7 +335,8 @@ class LookupStream:
         self._job, self._view = name_of(command.get("job"), "job"), name_of(command.get("view"), "view")
         if self._job not in requests.known():  # nobody begins an exchange without a directory that sent him here
             raise Moved("this job is not served here; ask for its directory again", job=self._job)
-        self.schema = requests.view(self._job, self._view).schema.remove_metadata()
+        view = requests.view(self._job, self._view)
+        self.schema, self._rows = view.schema.remove_metadata(), requests.rows(view)
         self._checked = False
 
     def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, dict[str, object]]:
@@ -257,7 +349,7 @@ class LookupStream:
         self._check(keys)
         if fresh is not LATEST and self._requests.moment(partition, fresh, wait_of(asked.get("wait"))) is not None:
             raise InvalidFlow("keys are looked up in the latest state; scan with a filter to read them in a cut")
-        rows, answer = partition.lookup(self._view, keys)
+        rows, answer = looked_up(partition, self._view, keys, self._rows)
         return rows if rows.schema.equals(self.schema) else rows.select(self.schema.names), answer.to_data()
 
     def _check(self, keys: pa.RecordBatch) -> None:

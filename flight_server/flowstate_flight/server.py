@@ -16,7 +16,9 @@ from pyarrow import flight
 
 from flowstate.errors import Fenced, InvalidFlow, Unavailable
 from flowstate.view.directory import Directory, LivePartition
-from flowstate_flight.actions import ACTIONS
+from flowstate.view.rights import ANYBODY
+from flowstate.view.tls import Tls
+from flowstate_flight.auth import INTERNAL, Admits, caller_of, location_of, principal_of, server_options
 from flowstate_flight.handlers import answer_lookups, clean, clean_iterator, shut_down
 from flowstate_flight.requests import Requests
 from flowstate_flight.ticket import read_json
@@ -35,23 +37,30 @@ class Service:
         host: str = "127.0.0.1",
         port: int = 0,
         *,
+        access: Admits = None,
+        tls: Tls | None = None,
+        internal: str | None = None,
         advertise: str | None = None,
         **options: Any,
     ) -> None:
-        """Listen at once. `advertise` is the host name that others reach this machine by; `options` go to pyarrow's
-        FlightServerBase (authentication, TLS, middleware). Raises Unavailable if the port is taken."""
+        """Listen at once. With an `access`, who has no right to something finds that it is not there; without one everybody who reaches
+        the port may read everything, so that is refused for any but a loopback address, unless it is said: ``access="none"``. `internal`
+        is the token of the other processes of the job. `advertise` is the host name that others reach this machine by; `options` go to
+        pyarrow's FlightServerBase. Raises Unavailable if the port is taken, InvalidFlow for what must be mended."""
         self.requests = requests
+        self.guarded = not (access is None or isinstance(access, str))
         self.closing = False
         self._lock = threading.Lock()
         self._exchange_handler: ExchangeHandler | None = None
+        options = {**server_options(host, access, tls, internal=internal), **options}
         scheme = "grpc+tls" if options.get("tls_certificates") else "grpc"
         try:
-            self._server = server(self, f"{scheme}://{host}:{port}", **options)
+            self._server = server(self, location_of(scheme, host, port), **options)
         except (pa.ArrowException, OSError) as error:
             message = "the Flight service cannot listen here; choose another port or stop what holds it"
             raise Unavailable(message, host=host, port=port) from error
         self.port: int = self._server.port
-        self.location = f"{scheme}://{advertise or host}:{self.port}"
+        self.location = location_of(scheme, advertise or host, self.port)
 
     def close(self, grace: float = 0.5) -> None:
         """Stop: requests under way get `grace` seconds, then their connections are cut. Returns within about a second more,
@@ -73,9 +82,9 @@ class Service:
 class FlightService(Service):
     """The service of a worker; registering and asking are safe from any thread."""
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, advertise: str | None = None, **options: Any) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, **options: Any) -> None:
         """As a `Service`."""
-        super().__init__(Requests(), Server, host, port, advertise=advertise, **options)
+        super().__init__(Requests(), Server, host, port, **options)
 
     def register(self, partition: LivePartition) -> None:
         """Serve a partition from now on. A newer epoch replaces an older one; an older one is refused (Fenced)."""
@@ -125,21 +134,27 @@ class Server(flight.FlightServerBase):
         self.service = service
         super().__init__(location, **options)
 
+    def requests(self, context: Any) -> Requests:
+        """What is there for the caller."""
+        requests = self.service.requests
+        return requests.seen_by(principal_of(context)) if self.service.guarded else requests
+
     @clean
     def list_flights(self, context: Any, criteria: bytes) -> Any:
-        return clean_iterator(iter(self.service.requests.all_flights()))
+        return clean_iterator(iter(self.requests(context).all_flights()))
 
     @clean
     def get_flight_info(self, context: Any, descriptor: Any) -> Any:
-        return self.service.requests.flight_info(descriptor)
+        return self.requests(context).flight_info(descriptor)
 
     @clean
     def get_schema(self, context: Any, descriptor: Any) -> Any:
-        return flight.SchemaResult(self.service.requests.flight_info(descriptor).schema)
+        return flight.SchemaResult(self.requests(context).flight_info(descriptor).schema)
 
     @clean
     def do_get(self, context: Any, ticket: Any) -> Any:
-        schema, batches = self.service.requests.read(self.service.requests.ticket(ticket.ticket))
+        requests = self.requests(context)
+        schema, batches = requests.read(requests.ticket(ticket.ticket))
         return flight.GeneratorStream(schema, clean_iterator(batches))
 
     @clean
@@ -148,19 +163,23 @@ class Server(flight.FlightServerBase):
 
     @clean
     def list_actions(self, context: Any) -> Any:
-        return ACTIONS
+        return self.requests(context).actions()
 
     @clean
     def do_action(self, context: Any, action: Any) -> Any:
-        return clean_iterator(iter([self.service.requests.action(action.type, action.body.to_pybytes())]))
+        return clean_iterator(iter([self.requests(context).action(action.type, action.body.to_pybytes())]))
 
     @clean
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        caller = caller_of(context)
         command = read_json(descriptor.command or b"", "command of an exchange")
-        if command.get("kind") == "partition-exchange":
+        if command.get("kind") == "partition-exchange" and caller.now() is (
+            INTERNAL if self.service.guarded else ANYBODY
+        ):
             handler = self.service._exchange_handler
             if handler is None:
                 raise Unavailable("this worker takes no data from others yet", retry_after=0.5)
             handler(command, reader, writer, context)
             return
-        answer_lookups(self.service.requests.lookups(command), reader, writer, lambda: self.service.closing)
+        stream = self.service.requests.seen_by(caller.now()).lookups(command)
+        answer_lookups(stream, reader, writer, lambda: self.service.closing, caller.now)

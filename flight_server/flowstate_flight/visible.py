@@ -1,0 +1,68 @@
+"""What is there for a principal: views, and rows of them. What may not be seen is not there.
+
+The filter of a principal's rights is always applied before anything that the principal asks is evaluated, so that no condition, and no
+error of one, is ever about a row that is not hers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flowstate.errors import InvalidFlow
+from flowstate.view.directory import Directory, ViewInfo
+from flowstate.view.rights import Action, Principal
+from flowstate_flight.expression import encode_filter
+
+UNREADABLE = "a row of this view cannot be read now; ask who runs this job"
+
+
+class RowFilter:
+    """The rows of one view that are there for a principal. `columns` are those that decide it."""
+
+    def __init__(self, rows: pc.Expression, info: ViewInfo) -> None:
+        """Raises InvalidFlow if the view lacks a column that decides."""
+        self.rows = rows
+        try:
+            _, self.columns = encode_filter(rows, info.schema.remove_metadata())
+        except InvalidFlow:
+            message = (
+                f"view {info.name!r} has no such columns as your rights ask for; ask who runs this job to correct them"
+            )
+            raise InvalidFlow(message) from None
+
+    def keys(self, keys: pa.RecordBatch) -> pa.RecordBatch:
+        """Those that may be looked up, as far as the keys alone can tell."""
+        return keys.filter(self.rows) if set(self.columns) <= set(keys.schema.names) else keys
+
+    def batch(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        return rows.filter(self.rows)
+
+    def batches(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Those of a scan. What cannot be read is not told: the error names the row, and that may be another's."""
+        try:
+            for each in batches:
+                yield each.filter(self.rows)
+        except InvalidFlow:
+            raise InvalidFlow(UNREADABLE) from None
+        finally:
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+
+
+def row_filter(who: Principal, info: ViewInfo, action: Action = "read") -> RowFilter | None:
+    """What must be applied to whatever is read of a view; None if every row may be seen. Raises InvalidFlow."""
+    rows = who.rows(info.name, action)
+    return None if rows is None else RowFilter(rows, info)
+
+
+def seen_by(who: Principal, directory: Directory, action: Action = "read") -> Directory | None:
+    """The directory with those views that are there for `who`; None if the job itself is not."""
+    views = {name: info for name, info in directory.views.items() if who.may(action, name)}
+    if len(views) == len(directory.views) and who.may("control"):
+        return directory
+    return replace(directory, views=views) if views or who.may("control") else None

@@ -1,0 +1,295 @@
+"""Who is let in, read from a file or a dict: principals by the hashes of their credentials, and what is granted to each.
+
+In TOML::
+
+    login = "12h"                            # how long a login by password lasts
+    signing_key = "at least 32 characters"   # only where several services that are started apart shall accept each other's logins
+
+    [principals.dashboard]
+    tokens = ["sha256:..."]                  # from Access.make_token()
+    [[principals.dashboard.grants]]
+    actions = ["read", "sql"]
+    views = ["monthly_subtotals"]            # left out: all
+
+    [principals.anna]
+    password = "scrypt:..."                  # from Access.hash_password(...)
+    certificates = ["anna.example.org"]      # subject alternative name of a client certificate (mutual TLS)
+    expires = 2027-01-01                     # from then on nobody is anna any more
+    [[principals.anna.grants]]
+    actions = ["read", "sql"]
+    rows = {customer = "anna"}               # only rows that hold this; several values as a list
+
+The file holds hashes alone. Whoever can write it decides who is let in; who can read it learns nothing that opens a door, but for
+`signing_key`.
+"""
+
+from __future__ import annotations
+
+import binascii
+import datetime as dt
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import threading
+import tomllib
+from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flowstate.clock import Clock, SystemClock
+from flowstate.errors import InvalidFlow, Unavailable, did_you_mean
+from flowstate.plan.window import duration
+from flowstate.view import rights
+from flowstate.view.rights import ACTIONS, Grant, Principal
+
+TOKEN, LOGIN = "fst_", "fsl_"  # how tokens begin: those that are given out, and those of a login
+LONGEST = 4096  # characters of a credential
+SCRYPT = (1 << 14, 8, 1)  # 16 MB and about 40 ms per password
+LOGINS, PATIENCE = 2, 5.0  # logins that are checked at once, and seconds that another waits for its turn
+_FIELDS = {"tokens", "password", "certificates", "expires", "grants"}
+
+
+@dataclass(frozen=True)
+class _Known:
+    """One principal of the file; `password` as it stands there, `expires` in Unix time."""
+
+    principal: Principal
+    password: str | None = field(repr=False)
+    expires: float | None
+
+
+class Access(rights.Access):
+    """Principals by credential. It may be pickled, so that all workers of a job accept the same, also each other's logins."""
+
+    def __init__(self, config: Mapping[str, Any], *, clock: Clock | None = None) -> None:
+        """`config` is what the file holds. Raises InvalidFlow, naming the principal and the field, never a credential."""
+        self._config, self._clock = dict(config), clock or SystemClock()
+        unknown = sorted(set(config) - {"login", "signing_key", "principals"})
+        if unknown:
+            raise InvalidFlow(
+                f"the access has an unknown field {unknown[0]!r}; it has login, signing_key and principals"
+            )
+        given = config.get("signing_key")
+        if given is not None and (not isinstance(given, str) or len(given) < 32):
+            raise InvalidFlow("signing_key is a text of at least 32 characters; secrets.token_urlsafe(32) makes one")
+        self._signing = secrets.token_bytes(32) if given is None else hashlib.sha256(given.encode()).digest()
+        self._login_for = duration(config.get("login", "12h")) / 1e6
+        self._known: dict[str, _Known] = {}
+        self._tokens: dict[bytes, str] = {}
+        self._certificates: dict[str, str] = {}
+        principals = config.get("principals")
+        if not isinstance(principals, Mapping) or not principals:
+            raise InvalidFlow("the access has no principals; nobody would be let in")
+        for name, each in principals.items():
+            self._take(str(name), each)
+        self._logins = threading.Semaphore(LOGINS)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Access:
+        """Read a TOML file (see this module). Raises InvalidFlow."""
+        try:
+            config = tomllib.loads(Path(path).read_text("utf-8"))
+        except (OSError, TypeError) as error:
+            raise InvalidFlow(
+                "the file of the access cannot be read", path=str(path), reason=type(error).__name__
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            line = re.search(r"at line \d+, column \d+", str(error))  # the rest of the text may quote what stands there
+            raise InvalidFlow("the file of the access is no TOML", path=str(path), where=line and line[0]) from None
+        return cls(config)
+
+    @staticmethod
+    def make_token() -> tuple[str, str]:
+        """A new bearer token, for its holder, and the hash of it, for `tokens`."""
+        token = TOKEN + secrets.token_urlsafe(32)
+        return token, "sha256:" + hashlib.sha256(token.encode()).hexdigest()
+
+    @staticmethod
+    def hash_password(password: str) -> str:
+        """What stands for a password in the file, with a salt of its own."""
+        if not isinstance(password, str) or not 8 <= len(password) <= LONGEST:
+            raise InvalidFlow("a password has at least 8 characters")
+        salt = secrets.token_bytes(16)
+        found = _scrypt(password, *SCRYPT, salt)
+        return ":".join(["scrypt", *map(str, SCRYPT), b64encode(salt).decode(), b64encode(found).decode()])
+
+    def of_token(self, token: str) -> Principal | None:
+        raw = _bytes(token)
+        if raw is None:
+            return None
+        if token.startswith(LOGIN):
+            return self._of_login(token)
+        digest = hashlib.sha256(raw).digest()
+        # Looking up a digest tells nobody how near a guess was: a guess cannot be steered towards one.
+        name = self._tokens.get(digest)
+        return None if name is None else self._valid(name)
+
+    def login(self, user: str, password: str) -> str | None:
+        """Raises Unavailable while too many others log in."""
+        known = self._known.get(user)
+        stored = known.password if known is not None else None
+        cost, blocks, lanes, salt, wanted = _parts(stored or _NOBODY)
+        if not self._logins.acquire(timeout=PATIENCE):
+            raise Unavailable("too many log in at once; try again", retry_after=1.0)
+        try:
+            given = password if _bytes(password) is not None else ""
+            right = hmac.compare_digest(_scrypt(given, cost, blocks, lanes, salt), wanted)
+        finally:
+            self._logins.release()
+        if not right or stored is None or self._valid(user) is None:
+            return None
+        until = self._clock.wall() + self._login_for
+        said = urlsafe_b64encode(json.dumps([user, until]).encode()).decode()
+        return f"{LOGIN}{said}.{self._sign(said, stored)}"
+
+    def of_certificate(self, identity: str) -> Principal | None:
+        name = self._certificates.get(identity)
+        return None if name is None else self._valid(name)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this access from another with other principals, and tells nothing about either."""
+        text = json.dumps(self._config, sort_keys=True, default=str)
+        return hmac.new(b"flowstate access", text.encode(), hashlib.sha256).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"<access of {len(self._known)} principals>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self._config, "signing": self._signing}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(state["config"])  # type: ignore[misc]
+        self._signing = state["signing"]
+
+    def _of_login(self, token: str) -> Principal | None:
+        said, _, signature = token.removeprefix(LOGIN).partition(".")
+        try:
+            user, until = json.loads(urlsafe_b64decode(said))
+            known = self._known[user]
+            if known.password is None or not isinstance(until, int | float):
+                return None
+            signed = hmac.compare_digest(signature.encode(), self._sign(said, known.password).encode())
+        except (ValueError, KeyError, TypeError, binascii.Error, RecursionError):
+            return None
+        return self._valid(user) if signed and self._clock.wall() < until else None
+
+    def _sign(self, said: str, password: str) -> str:
+        """A login ends with the password that it was made by."""
+        return hmac.new(self._signing, f"{said}\n{password}".encode(), hashlib.sha256).hexdigest()
+
+    def _valid(self, name: str) -> Principal | None:
+        known = self._known[name]
+        return known.principal if known.expires is None or self._clock.wall() < known.expires else None
+
+    def _take(self, name: str, given: Any) -> None:
+        if not name.isprintable() or not name or ":" in name:
+            raise InvalidFlow("the name of a principal is a printable text without ':'")
+        if not isinstance(given, Mapping):
+            raise InvalidFlow("a principal has grants, and tokens, a password or certificates", principal=name)
+        for each in given:
+            if each not in _FIELDS:
+                raise InvalidFlow(f"a principal has no field {each!r}{did_you_mean(each, _FIELDS)}", principal=name)
+        for token in _texts(name, given, "tokens"):
+            if not re.fullmatch("sha256:[0-9a-f]{64}", token):
+                raise InvalidFlow(
+                    "'tokens' holds hashes, 'sha256:' and 64 digits; see Access.make_token", principal=name
+                )
+            if self._tokens.setdefault(bytes.fromhex(token[7:]), name) != name:
+                raise InvalidFlow("a token belongs to two principals", principal=name)
+        for identity in _texts(name, given, "certificates"):
+            if self._certificates.setdefault(identity, name) != name:
+                raise InvalidFlow("a certificate belongs to two principals", principal=name)
+        password = given.get("password")
+        if password is not None:
+            try:
+                _parts(password)
+            except (ValueError, TypeError, AttributeError):
+                raise InvalidFlow("'password' holds a hash; see Access.hash_password", principal=name) from None
+        grants = given.get("grants")
+        if not isinstance(grants, list) or not all(isinstance(each, Mapping) for each in grants):
+            raise InvalidFlow("'grants' is a list of tables with actions, views and rows", principal=name)
+        principal = Principal(name, tuple(_grant(name, each) for each in grants))
+        self._known[name] = _Known(principal, password, _time(name, given.get("expires")))
+
+
+def _grant(name: str, given: Mapping[str, Any]) -> Grant:
+    for each in given:
+        if each not in ("actions", "views", "rows"):
+            raise InvalidFlow(f"a grant has actions, views and rows, and no {each!r}", principal=name)
+    actions = _texts(name, given, "actions")
+    if not actions or set(actions) - set(ACTIONS):
+        raise InvalidFlow(f"'actions' of a grant are some of {', '.join(ACTIONS)}", principal=name)
+    views = frozenset(_texts(name, given, "views")) if "views" in given else None
+    return Grant(frozenset(each for each in ACTIONS if each in actions), views, _rows(name, given.get("rows")))
+
+
+def _rows(name: str, given: Any) -> pc.Expression | None:
+    """Rows that hold, in every column that is named, one of its values."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping) or not given:
+        raise InvalidFlow("'rows' of a grant names columns and their values", principal=name)
+    whole: pc.Expression | None = None
+    for column, values in given.items():
+        one: pc.Expression = pc.scalar(False)
+        for value in values if isinstance(values, list) else [values]:
+            try:
+                holds = pc.field(column).is_null() if value is None else pc.field(column) == pc.scalar(value)
+            except (pa.ArrowException, TypeError, ValueError):
+                raise InvalidFlow("'rows' of a grant holds plain values", principal=name, column=column) from None
+            one = one | holds
+        whole = one if whole is None else whole & one
+    return whole
+
+
+def _texts(name: str, given: Mapping[str, Any], field: str) -> list[str]:
+    found = given.get(field, [])
+    if not isinstance(found, list) or not all(isinstance(each, str) and each for each in found):
+        raise InvalidFlow(f"'{field}' is a list of texts", principal=name)
+    return found
+
+
+def _time(name: str, given: Any) -> float | None:
+    if given is None:
+        return None
+    if isinstance(given, dt.datetime):
+        return (given if given.tzinfo else given.replace(tzinfo=dt.UTC)).timestamp()
+    if isinstance(given, dt.date):
+        return dt.datetime(given.year, given.month, given.day, tzinfo=dt.UTC).timestamp()
+    raise InvalidFlow("'expires' is a date or a time", principal=name)
+
+
+def _bytes(credential: str) -> bytes | None:
+    try:
+        return credential.encode() if len(credential) <= LONGEST else None
+    except UnicodeEncodeError:
+        return None
+
+
+def _scrypt(password: str, cost: int, blocks: int, lanes: int, salt: bytes) -> bytes:
+    room = 256 * cost * blocks * lanes
+    return hashlib.scrypt(password.encode(), salt=salt, n=cost, r=blocks, p=lanes, maxmem=room, dklen=32)
+
+
+def _parts(stored: str) -> tuple[int, int, int, bytes, bytes]:
+    """Of the hash of a password. Raises ValueError for anything else, and for one whose check would take too long."""
+    kind, *numbers, salt, wanted = stored.split(":")
+    cost, blocks, lanes = (int(each) for each in numbers)
+    found = cost, blocks, lanes, b64decode(salt, validate=True), b64decode(wanted, validate=True)
+    sound = 1 < cost <= 1 << 18 and cost & (cost - 1) == 0 and 0 < blocks <= 16 and 0 < lanes <= 4
+    if kind != "scrypt" or not sound or len(found[4]) != 32:
+        raise ValueError
+    return found
+
+
+#: Stands for the password of who is not there, so that asking for them takes as long.
+_NOBODY = ":".join(["scrypt", *map(str, SCRYPT), b64encode(bytes(16)).decode(), b64encode(bytes(32)).decode()])
