@@ -222,7 +222,7 @@ class BillingRun:
         self.stack = contextlib.ExitStack()
         self._arguments = {"workers": workers, "hub": hub, "hosts": hosts, "settings": settings}
         self._command = [
-            sys.executable, "-m", "flowstate.command", "run", "benchmarks.billing_flow:flow", "--every", every,
+            sys.executable, "-m", "flowstate.command", "run", "benchmarks.billing_flow:flow", "--every", every, "--access", "none",
             "--snapshots", str(self.snapshots), "--partitions", str(partitions),
         ]  # fmt: skip
         try:

@@ -20,10 +20,13 @@ from flowstate.api.stream import dead_letters, from_arrow, scan_files, scan_kafk
 from flowstate.errors import CorruptData, Fenced, FlowstateError, InternalError, InvalidFlow, Moved, Unavailable
 from flowstate.plan.expr import col, len, lit, when
 from flowstate.plan.window import window
+from flowstate.view.access import Access
+from flowstate.view.tls import Tls
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Access",
     "CorruptData",
     "Fenced",
     "FlowstateError",
@@ -32,6 +35,7 @@ __all__ = [
     "Job",
     "Moved",
     "Snapshot",
+    "Tls",
     "Unavailable",
     "attach",
     "col",

@@ -32,7 +32,8 @@ def main() -> None:
     with Client(scheduler, timeout=30) as client:
         client.wait_for_workers(int(workers), timeout=60)
         job = fs.start(
-            *flow(log, folder), client=client, snapshots=f"{folder}/snapshots", every="500ms", partitions=4, idle_after="60s"
+            *flow(log, folder), client=client, snapshots=f"{folder}/snapshots", every="500ms", partitions=4, idle_after="60s",
+            access="none",
         )  # fmt: skip
         print("up", flush=True)
         for line in sys.stdin:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import flight
@@ -12,6 +12,7 @@ from pyarrow import flight
 from flowstate.clock import Clock, SystemClock
 from flowstate.errors import InvalidFlow
 
+Result = TypeVar("Result")
 #: Seconds after which a client logs in again. Services let a login last longer.
 LOGIN_AGAIN = 600.0
 #: Seconds for one login.
@@ -64,25 +65,38 @@ class Credentials:
                 now = self._clock.monotonic()
                 if self._token is None or now - self._since > LOGIN_AGAIN:
                     waiting = flight.FlightCallOptions(timeout=LOGIN_TIMEOUT)
-                    shown = client.authenticate_basic_token(*self._login, waiting)[1].decode()
+                    try:
+                        shown = client.authenticate_basic_token(*self._login, waiting)[1].decode()
+                    except pa.ArrowNotImplementedError:
+                        raise InvalidFlow("this service takes no logins; show it a token, or nothing") from None
                     self._token, self._since = shown.partition(" ")[2], now
         return [] if self._token is None else [(b"authorization", b"Bearer " + self._token.encode())]
 
-    def renew(self) -> bool:
-        """A call was refused: whether logging in anew may help. The next call does."""
-        with self._lock:
-            helps = self._login is not None and self._token is not None
-            if self._login is not None:
+    def call(
+        self, client: flight.FlightClient, timeout: float, make: Callable[[flight.FlightCallOptions], Result]
+    ) -> Result:
+        """One call of `client` by its options, made again after a new login if it is refused."""
+        try:
+            return make(self.options(client, timeout))
+        except flight.FlightUnauthenticatedError:
+            if not self.renewable:
+                raise
+            self.renew()
+            return make(self.options(client, timeout))
+
+    @property
+    def renewable(self) -> bool:
+        """Whether logging in anew may help a call that was refused."""
+        return self._login is not None
+
+    def renew(self) -> None:
+        """The next call logs in anew, if it can."""
+        if self._login is not None:
+            with self._lock:
                 self._token = None
-            return helps
 
     def __repr__(self) -> str:
         return "<credentials>"
-
-    @staticmethod
-    def of(data: Mapping[str, Any]) -> Credentials:
-        """As `token`, and what goes to `pyarrow.flight.connect`, by name."""
-        return Credentials(**data)
 
 
 def _sendable(token: str) -> bool:

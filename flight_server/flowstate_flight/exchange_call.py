@@ -32,11 +32,19 @@ class StreamBroken(Unavailable):
 class ExchangeCall:
     """One stream of lookups in one view with one schema of keys. Used by one thread at a time (the pool sees to that)."""
 
-    def __init__(self, client: flight.FlightClient, job: str, view: str, keys: pa.Schema, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        client: flight.FlightClient,
+        job: str,
+        view: str,
+        keys: pa.Schema,
+        watchdog: Watchdog,
+        options: flight.FlightCallOptions | None = None,
+    ) -> None:
         command = json.dumps({"v": 1, "kind": "lookup", "job": job, "view": view}).encode()
         self._watchdog = watchdog
         self._number = 0
-        self._writer, self._reader = client.do_exchange(flight.FlightDescriptor.for_command(command))
+        self._writer, self._reader = client.do_exchange(flight.FlightDescriptor.for_command(command), options)
         self.broken = False
         try:
             self._writer.begin(keys)

@@ -23,6 +23,10 @@ _KINDS: dict[str, type[FlowstateError]] = {
 }
 
 
+class Refused(InvalidFlow):
+    """A service did not take what was shown."""
+
+
 def describe(error: BaseException) -> dict[str, Any]:
     """An error as plain data: ``{"kind", "message", "facts"}``. What is not ours is logged here and named only by its type."""
     if isinstance(error, FlowstateError):
@@ -75,7 +79,7 @@ def from_flight(error: BaseException, **facts: object) -> FlowstateError:
             return rebuild(data)
     reason = str(error).partition("\n")[0][:200]
     if isinstance(error, flight.FlightUnauthenticatedError | flight.FlightUnauthorizedError):
-        return InvalidFlow("the server refused these credentials", reason=reason, **facts)
+        return Refused("the server refused these credentials", reason=reason, **facts)
     if isinstance(
         error,
         flight.FlightUnavailableError

@@ -22,8 +22,9 @@ from flowstate.clock import Clock
 from flowstate.errors import InvalidFlow, Unavailable
 from flowstate.view.answer import Answer
 from flowstate.view.freshness import LATEST, Freshness
+from flowstate_flight.credentials import Credentials
 from flowstate_flight.exchange_call import ExchangeCall, StreamBroken, Watchdog, broken
-from flowstate_flight.fault import from_flight
+from flowstate_flight.fault import Refused, from_flight
 
 #: Streams cost the server one thread each, so few are kept; more lookups at once than this open streams that are closed after use.
 IDLE_EXCHANGES = 4
@@ -49,8 +50,11 @@ class Pool:
     """Thread safe."""
 
     def __init__(self, clock: Clock, **options: Any) -> None:
+        """`options` are those of `Credentials`. A login that is refused is tried once more, since a service that was started anew takes
+        the token of none before."""
         global _used
-        self._options = {**options, "generic_options": [*CONNECTING, *options.get("generic_options", ())]}
+        options["generic_options"] = [*CONNECTING, *options.get("generic_options", ())]
+        self._credentials = Credentials(**options, clock=clock)
         self._clock = clock
         self._watchdog = Watchdog(clock)
         self._lock = threading.Lock()
@@ -69,11 +73,7 @@ class Pool:
         self._check()
         with self._lock:
             if location not in self._clients:
-                try:
-                    self._clients[location] = flight.connect(location, **self._options)
-                except (pa.ArrowException, KeyError) as error:
-                    message = "this is no address of a Flight service; it looks like grpc://127.0.0.1:8815"
-                    raise InvalidFlow(message, address=location) from error
+                self._clients[location] = self._credentials.connect(location)
             return self._clients[location]
 
     def lookup(
@@ -101,8 +101,19 @@ class Pool:
                 if self._clock.monotonic() - begun >= patience:
                     raise
                 # else an idle stream does not notice that its server was replaced: only a new one can tell
-        call = self._begin(location, job, view, keys.schema, patience - (self._clock.monotonic() - begun))
-        return self._use(place, call, partition, epoch, keys, patience - (self._clock.monotonic() - begun), fresh)
+            except Refused:
+                self._credentials.renew()  # it may have lasted longer than what was shown when it began
+        for last in (not self._credentials.renewable, True):
+            call = self._begin(location, job, view, keys.schema, patience - (self._clock.monotonic() - begun))
+            try:
+                return self._use(
+                    place, call, partition, epoch, keys, patience - (self._clock.monotonic() - begun), fresh
+                )
+            except Refused:
+                if last:
+                    raise
+                self._credentials.renew()
+        raise AssertionError
 
     def _begin(self, location: str, job: str, view: str, keys: pa.Schema, patience: float) -> ExchangeCall:
         """A new exchange. Beginning one blocks for as long as connecting takes, so it waits in a thread of its own, too (see `open`)."""
@@ -112,7 +123,8 @@ class Pool:
 
         def begin() -> None:
             try:
-                outcome.put(ExchangeCall(client, job, view, keys, self._watchdog))
+                options = self._credentials.options(client)
+                outcome.put(ExchangeCall(client, job, view, keys, self._watchdog, options))
             except BaseException as error:
                 outcome.put(error)
             if given_up.is_set():
@@ -168,13 +180,14 @@ class Pool:
         whole stream, however slowly that is read. So it waits in a thread of its own, which is left behind if need be.
         """
         client = self.client(location)
-        options = flight.FlightCallOptions(timeout=LONGEST_STREAM)
         outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
         given_up = threading.Event()
 
         def ask() -> None:
             try:
-                reader = client.do_get(flight.Ticket(ticket), options)
+                reader = self._credentials.call(
+                    client, LONGEST_STREAM, lambda options: client.do_get(flight.Ticket(ticket), options)
+                )
                 outcome.put((reader, reader.schema))
                 if given_up.is_set():
                     reader.cancel()
@@ -195,9 +208,11 @@ class Pool:
 
     def act(self, location: str, kind: str, body: bytes, patience: float) -> bytes:
         """The one result of an action. Raises what the server raised, or Unavailable after `patience` seconds."""
-        options = flight.FlightCallOptions(timeout=max(0.001, patience))
+        client, action = self.client(location), flight.Action(kind, body)
         try:
-            (result,) = list(self.client(location).do_action(flight.Action(kind, body), options))
+            (result,) = self._credentials.call(
+                client, max(0.001, patience), lambda options: list(client.do_action(action, options))
+            )
         except (pa.ArrowException, flight.FlightError, OSError, ValueError) as error:
             raise from_flight(error, address=location) from error
         return bytes(result.body.to_pybytes())

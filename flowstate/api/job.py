@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flowstate.store import Store
     from flowstate.view.answer import Answer
     from flowstate.view.freshness import Asked, Freshness
+    from flowstate.view.tls import Pem
     from flowstate_flight.client import FlightReader
     from flowstate_flight.mapping import ViewMapping
 
@@ -323,7 +324,8 @@ def job_reader(client: Client, name: str, saved: SavedStates) -> FlightReader:
     """A reader that asks the cluster where the job is, and its workers or its snapshots when that does not answer."""
     from flowstate_flight.client import FlightReader
 
-    return FlightReader(directory_source(client, name), name, saved=saved)
+    connecting = request(client, "security")["connecting"]
+    return FlightReader(directory_source(client, name), name, saved=saved, **connecting)
 
 
 def saved_states(url: str, storage_options: Mapping[str, Any], name: str | None = None, hint: str = "") -> SavedStates:
@@ -349,15 +351,26 @@ def connect(
     storage_options: Mapping[str, Any] | None = None,
     max_age: float | None = None,
     patience: float = 10.0,
+    token: str | None = None,
+    login: tuple[str, str] | None = None,
+    tls_root_certs: Pem | None = None,
+    cert_chain: Pem | None = None,
+    private_key: Pem | None = None,
+    override_hostname: str | None = None,
 ) -> Reads:
     """Read a job without Dask: through the Flight address of any of its workers, ``fs.connect("grpc://127.0.0.1:4711").sql(...)``, or by
     its `snapshots`, or both.
 
     With `snapshots` the job is found wherever it runs, and found again when it is started anew on other ports or another cluster; while a
     part of it, or all of it, is down, what it saved last answers, if that is not older than `max_age` seconds (see `Reads`).
-    `patience`: seconds for one read in all. Raises `Unavailable` if nothing is live or saved, `InvalidFlow` if no job ever was.
+    `patience`: seconds for one read in all.
+
+    Where the job was started with an access, `token` is shown, or `login`, a user and a password. Over ``grpc+tls://`` the service is
+    checked by `tls_root_certs`, and shown `cert_chain` and `private_key` (PEM, or the path of it); `override_hostname` is the name in its
+    certificate, if it is reached by another. Raises `Unavailable` if nothing is live or saved, `InvalidFlow` if no job ever was.
     """
     from flowstate.view.freshness import checked
+    from flowstate.view.tls import pem
     from flowstate_flight.client import FlightReader
 
     if address is None and snapshots is None:
@@ -368,7 +381,11 @@ def connect(
     storage_options = arguments.options("storage_options", storage_options)
     saved = None if snapshots is None else saved_states(arguments.place("snapshots", snapshots), storage_options, name)
     fresh = checked(max_age=max_age)
-    reader = FlightReader(source, name, saved=saved, patience=patience)
+    certificates = {"tls_root_certs": tls_root_certs, "cert_chain": cert_chain, "private_key": private_key}
+    options: dict[str, Any] = {key: pem(key, each) for key, each in certificates.items() if each is not None}
+    if override_hostname is not None:
+        options["override_hostname"] = arguments.name("override_hostname", override_hostname)
+    reader = FlightReader(source, name, saved=saved, patience=patience, token=token, login=login, **options)
     try:
         reader.views()
     except BaseException:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flowstate.api import arguments
 from flowstate.api.job import Job, job_reader, saved_states
@@ -22,6 +22,10 @@ from flowstate.runtime.reply import unwrap
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
+
+    from flowstate.runtime.security import Security
+    from flowstate.view.rights import Access
+    from flowstate.view.tls import Tls
 
 
 def start(
@@ -38,6 +42,8 @@ def start(
     timeout: float = 120.0,
     takeover: bool = False,
     spill: str = "10GB",
+    access: Access | Literal["none"] | None = None,
+    tls: Tls | None = None,
 ) -> Job:
     """Run views and sinks as one job; returns as soon as every partition serves.
 
@@ -47,6 +53,11 @@ def start(
     holds no window open any longer. A job that runs already is refused, here or on another cluster; with `takeover` it is replaced: the
     older run is fenced, and says so. While sinks are away their output waits in the snapshots, up to `spill` in all; beyond it the
     sources pause, and everything that was read is still answered.
+
+    Each worker is asked on a port of its own, at the address where Dask reaches it. With `access`, nobody reads there without a credential
+    (`flowstate.Access`), and sees only what that allows; `tls` encrypts (`flowstate.Tls`). Without an access everybody who reaches the
+    port may read everything, so that is refused for workers that others than their own machine reach, unless it is said:
+    ``access="none"``. Both are settled by the first job on a cluster, for as long as its workers live.
 
     Raises `InvalidFlow` for what must be mended first (flow, source, store), `Unavailable` for what is away now, or does not come up
     within `timeout` seconds.
@@ -68,7 +79,7 @@ def start(
         owns = client is None
         if client is None:
             client = own_cluster(stack)
-        job = _start(client, spec, timeout, stack)
+        job = _start(client, spec, timeout, stack, access, tls)
         job._owned = stack.pop_all()
         if owns:
             atexit.register(job._at_exit)  # its cluster ends with this process, and not before
@@ -106,10 +117,18 @@ def asked(
     )
 
 
-def _start(client: Client, asked: JobSpec, timeout: float, stack: ExitStack) -> Job:
+def _start(
+    client: Client,
+    asked: JobSpec,
+    timeout: float,
+    stack: ExitStack,
+    access: Access | Literal["none"] | None,
+    tls: Tls | None,
+) -> Job:
     import cloudpickle
 
     from flowstate.runtime.host import Host
+    from flowstate.runtime.security import Security
     from flowstate.runtime.supervisor import Supervisor
 
     if (workers := _workers(client)) == 0:
@@ -126,9 +145,18 @@ def _start(client: Client, asked: JobSpec, timeout: float, stack: ExitStack) -> 
             partitions=spec.partitions,
             key_groups=spec.key_groups,
         )
-    client.register_plugin(Supervisor())
-    if not client.run_on_scheduler(_has_hosts):  # registering again would replace the hosts, and end what they host
-        client.register_plugin(Host())
+    wanted, hosted = Security(access, tls), client.run_on_scheduler(_has_hosts)
+    if not hosted:
+        _check_reach(client, access)
+    client.register_plugin(Supervisor(wanted))
+    security = client.run_on_scheduler(_security)  # that of the first job here, which every job has
+    if (access, tls) != (None, None) and wanted.fingerprint != security.fingerprint:
+        raise InvalidFlow(
+            "the workers of this cluster serve a job already, with the access= and tls= that they were started with; leave both out, or "
+            "give the same"
+        )
+    if not hosted:  # registering again would replace the hosts, and end what they host
+        client.register_plugin(Host(security=security))
     answer = client.sync(client.scheduler.flowstate_start, spec=cloudpickle.dumps(spec))
     run = int(unwrap(answer)["run"])
     states = saved_states(spec.snapshots, spec.storage_options, spec.name)
@@ -153,6 +181,15 @@ def _workers(client: Client, patience: float = 10.0) -> int:
     return found
 
 
+def _check_reach(client: Client, access: Access | Literal["none"] | None) -> None:
+    """Told here, not by a worker: who may be reached from elsewhere lets nobody in without having been told to."""
+    from flowstate.runtime.host import reached_at
+    from flowstate_flight.auth import server_options
+
+    for address in client.scheduler_info(n_workers=-1)["workers"]:
+        server_options(reached_at(address), access)
+
+
 def _warm_up() -> None:
     import pyarrow as pa
 
@@ -167,6 +204,13 @@ def _has_hosts(dask_scheduler: Scheduler) -> bool:
     from flowstate.runtime.host import NAME
 
     return NAME in dask_scheduler.worker_plugins
+
+
+def _security(dask_scheduler: Scheduler) -> Security:
+    from flowstate.runtime.supervisor import NAME
+
+    found: Security = dask_scheduler.plugins[NAME].security
+    return found
 
 
 def _wait_until_up(job: Job, timeout: float) -> None:

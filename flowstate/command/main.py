@@ -44,6 +44,13 @@ def run(
     takeover: Annotated[
         bool, typer.Option("--takeover", help="Take over from a run of this job that is alive.")
     ] = False,
+    access: Annotated[
+        str | None, typer.Option(help="TOML file that says who is let in; 'none' lets everybody read everything.")
+    ] = None,
+    tls_certificate: Annotated[str | None, typer.Option(help="PEM file of the workers' certificate.")] = None,
+    tls_key: Annotated[str | None, typer.Option(help="PEM file of its key.")] = None,
+    tls_roots: Annotated[str | None, typer.Option(help="PEM file of who signed it; else it signs itself.")] = None,
+    tls_clients: Annotated[str | None, typer.Option(help="PEM file of who signs the certificates of clients.")] = None,
 ) -> None:
     """Run a flow until its input ends or SIGTERM comes; whatever dies is started again, and the job resumes.
 
@@ -61,7 +68,23 @@ def run(
     if scheduler is not None and workers is not None:
         raise InvalidFlow("--workers is for an own cluster; start workers of the cluster that you join yourself")
     cluster = JoinedCluster(scheduler) if scheduler is not None else OwnCluster(workers, folder)
-    Run(cluster, outputs, takeover, **options).serve()
+    admits = serving(access, tls_certificate, tls_key, tls_roots, tls_clients)
+    Run(cluster, outputs, takeover, **admits, **options).serve()
+
+
+def serving(
+    access: str | None, certificate: str | None, key: str | None, roots: str | None, clients: str | None
+) -> dict[str, Any]:
+    """`access` and `tls` for what serves, from what the command line names."""
+    from flowstate.view.access import Access
+    from flowstate.view.tls import Tls
+
+    if (certificate is None) != (key is None) or (certificate is None and (roots or clients)):
+        raise InvalidFlow("a certificate and its key belong together: --tls-certificate and --tls-key")
+    tls = None
+    if certificate is not None and key is not None:
+        tls = Tls.from_files(certificate, key, roots=roots, clients=clients)
+    return {"access": access if access in (None, "none") else Access.from_file(access), "tls": tls}
 
 
 def main() -> None:

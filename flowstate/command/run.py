@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from flowstate.api.job import Job, attach
 from flowstate.api.start import asked, start
@@ -17,6 +17,8 @@ from flowstate.api.stream import Flow
 from flowstate.clock import Clock, SystemClock
 from flowstate.command.cluster import Cluster, OwnCluster, be_quiet
 from flowstate.errors import Fenced, InvalidFlow, Unavailable
+from flowstate.view.rights import Access
+from flowstate.view.tls import Tls
 
 LOOK = 0.2  # seconds between two looks at the job
 START, ANSWER, STOP = 180.0, 30.0, 60.0  # seconds that calls through Dask may take
@@ -38,9 +40,12 @@ class Run:
         takeover: bool,
         *,
         clock: Clock | None = None,
+        access: Access | Literal["none"] | None = None,
+        tls: Tls | None = None,
         **options: Any,
     ) -> None:
         self.cluster, self.outputs, self.takeover, self.options = cluster, outputs, takeover, options
+        self.access, self.tls = access, tls
         self.clock = clock or SystemClock()
         self._stop = threading.Event()
         self._signals = 0
@@ -99,7 +104,14 @@ class Run:
                 if job.status()["run"] == self._up[1]:  # only the connection was lost
                     return job
         try:
-            return start(*self.outputs, client=client, takeover=self.takeover, **self.options)
+            return start(
+                *self.outputs,
+                client=client,
+                takeover=self.takeover,
+                access=self.access,
+                tls=self.tls,
+                **self.options,
+            )
         except InvalidFlow as error:
             if self._up is None:
                 raise

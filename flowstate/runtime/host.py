@@ -27,6 +27,7 @@ from flowstate.runtime.link import ClientLink, LocalPort, Mailbox, Port, ServerL
 from flowstate.runtime.pump import Pump
 from flowstate.runtime.reply import unwrap
 from flowstate.runtime.saving import Saver
+from flowstate.runtime.security import Security
 from flowstate.runtime.serving import ServedPartition
 from flowstate.runtime.status import describe
 from flowstate.runtime.table import Table
@@ -45,8 +46,9 @@ class Host(WorkerPlugin):
 
     name = NAME
 
-    def __init__(self, host: str | None = None, port: int = 0) -> None:
+    def __init__(self, host: str | None = None, port: int = 0, security: Security | None = None) -> None:
         self.bind = (host, port)
+        self.security = security or Security()
 
     async def setup(self, worker: Worker) -> None:
         sys.setswitchinterval(0.0005)  # Flight handlers wait for the GIL twice per call; 5 ms would be their latency
@@ -64,7 +66,14 @@ class Host(WorkerPlugin):
         self._closing: asyncio.Task[Any] | None = None
         self.pool = aside_pool()
         host, port = self.bind
-        self.service = FlightService(host or _reached_at(worker.address), port)
+        self.credentials = self.security.credentials()
+        self.service = FlightService(
+            host or reached_at(worker.address),
+            port,
+            access=self.security.access,
+            tls=self.security.tls,
+            internal=self.security.internal,
+        )
         self.service.set_exchange_handler(self._exchange)
         self.service.set_ping_handler(self.pinged)
         self.service.set_cut_handler(self.make_cut)
@@ -168,7 +177,7 @@ class Host(WorkerPlugin):
             link = self.links.get((pump, location))
             if link is None or link.broken:
                 name = f"flowstate-{pump.spec.name}-p{pump.number}"
-                link = self.links[pump, location] = ClientLink(location, pump.spec.name, pump, name)
+                link = self.links[pump, location] = ClientLink(location, pump.spec.name, pump, name, self.credentials)
             return link
 
     def _mailbox(self, job: str, reader: int) -> Mailbox | None:
@@ -284,7 +293,7 @@ class Host(WorkerPlugin):
         return {"number": number, "known": known, "lease": left, "jobs": jobs}
 
 
-def _reached_at(address: str) -> str:
+def reached_at(address: str) -> str:
     """Where Dask reaches a worker, its partitions are reached too: loopback stays loopback. Workers within one process are on loopback."""
     scheme, _, rest = address.partition("://")
     return "127.0.0.1" if scheme == "inproc" else rest.rsplit(":", 1)[0]

@@ -20,6 +20,7 @@ import pyarrow.flight as flight
 from flowstate.errors import CorruptData
 from flowstate.exchange.message import Attach, Closed, Message, StreamId, decode, encode
 from flowstate.plan.position import Place
+from flowstate_flight.credentials import Credentials
 
 KIND = "partition-exchange"
 
@@ -104,8 +105,11 @@ class _ToOwner:
 class ClientLink:
     """The owner's side of a Flight exchange. Two threads, both daemons, both ended by `stop` or by the connection."""
 
-    def __init__(self, location: str, job: str, owner: Mailbox, name: str) -> None:
+    def __init__(
+        self, location: str, job: str, owner: Mailbox, name: str, credentials: Credentials | None = None
+    ) -> None:
         self.location, self.owner, self.broken = location, owner, False
+        self._credentials = credentials or Credentials()
         self.streams: set[StreamId] = set()
         self._lock = threading.Lock()
         self._controls: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
@@ -138,8 +142,9 @@ class ClientLink:
         reader: Any = None
         sender: threading.Thread | None = None
         try:
-            client = flight.connect(self.location)
-            writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(self._command))
+            client = self._credentials.connect(self.location)
+            options = self._credentials.options(client)
+            writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(self._command), options)
             sender = threading.Thread(target=self._send, args=(writer,), daemon=True)
             sender.start()
             while True:

@@ -23,6 +23,7 @@ from flowstate.runtime.overview import replaced
 from flowstate.runtime.pinging import ping
 from flowstate.runtime.reply import failure
 from flowstate.runtime.running import RunningJob
+from flowstate.runtime.security import Security
 from flowstate.runtime.watchdog import TICK, Condemn, Ping, Watchdog
 
 NAME = "flowstate"
@@ -35,10 +36,14 @@ class Supervisor(SchedulerPlugin):
     name = NAME
     idempotent = True
 
+    def __init__(self, security: Security | None = None) -> None:
+        self.security = security or Security()
+
     async def start(self, scheduler: Scheduler) -> None:
         self.scheduler, self.clock = scheduler, SystemClock()
         self.jobs: dict[str, RunningJob] = {}
         self.locations: dict[str, str] = {}
+        self.credentials = self.security.credentials()
         self.hosts: dict[str, str] = {}  # worker -> the secret of its process
         self.dead: set[str] = set()  # secrets of processes that were given up: whatever they still say
         self.watchdog = Watchdog()
@@ -96,7 +101,7 @@ class Supervisor(SchedulerPlugin):
 
     async def _ping(self, each: Ping) -> None:
         asked = {"to": self.hosts[each.worker], "number": each.number, "heard": self._heard.get(each.worker, 0)}
-        ask = partial(ping, self.locations[each.worker], **asked)
+        ask = partial(ping, self.locations[each.worker], self.credentials, **asked)
         answer = await asyncio.get_running_loop().run_in_executor(self._pingers, ask)
         ok = answer is not None and answer.get("known") is True and answer.get("number") == each.number
         if ok and self.hosts.get(each.worker) == asked["to"]:
@@ -197,10 +202,13 @@ class Supervisor(SchedulerPlugin):
             await asyncio.sleep(0.01)
 
     async def request(self, operation: str, job: str | None = None, **arguments: Any) -> dict[str, Any]:
-        """What a `Job` asks: jobs, status, directory, cut, drain, stop. With `run` it is for that run alone; Fenced if another is here."""
+        """What a `Job` asks: jobs, security, status, directory, cut, drain, stop. With `run` it is for that run alone; Fenced if another is
+        here."""
         try:
             if operation == "jobs":
                 return {"ok": {name: each.state for name, each in self.jobs.items()}}
+            if operation == "security":  # to who comes through Dask, and may run any code here
+                return {"ok": {"fingerprint": self.security.fingerprint, "connecting": self.security.connecting()}}
             running = self.jobs.get(str(job))
             if running is None:
                 raise InvalidFlow(f"no job {job!r} on this cluster{did_you_mean(str(job), self.jobs)}")
