@@ -18,7 +18,8 @@ from flowstate.api.job import Job, Snapshot, attach, connect, open_snapshot
 from flowstate.api.start import start
 from flowstate.api.stream import dead_letters, from_arrow, scan_files, scan_kafka
 from flowstate.errors import CorruptData, Fenced, FlowstateError, InternalError, InvalidFlow, Moved, Unavailable
-from flowstate.plan.expr import col, len, lit, when
+from flowstate.plan.expr import col, len, lit
+from flowstate.plan.expr_choice import when
 from flowstate.plan.window import window
 from flowstate.view.access import Access
 from flowstate.view.tls import Tls

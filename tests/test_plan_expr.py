@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from flowstate.errors import InvalidFlow
 from flowstate.plan import expr as expressions
-from flowstate.plan.expr import Aggregate, Call, Expr, When, call, col, lit, when
+from flowstate.plan.expr import Aggregate, Call, Expr, call, col, lit
+from flowstate.plan.expr_choice import When, when
 from flowstate.plan.expr_functions import FUNCTIONS, OPERATORS
 
 BERLIN = ZoneInfo("Europe/Berlin")

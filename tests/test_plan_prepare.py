@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from flowstate.api.stream import Aggregated, Stream, from_arrow
 from flowstate.plan.compile import compile
 from flowstate.plan.evaluate import Prepared
-from flowstate.plan.expr import col, lit, when
+from flowstate.plan.expr import col, lit
 from flowstate.plan.expr import len as length
+from flowstate.plan.expr_choice import when
 from flowstate.plan.position import NEVER, OFFSET, TIME, WATERMARK
 from flowstate.plan.spec import Route
 from flowstate.plan.window import window

@@ -3,7 +3,7 @@
 An expression is a frozen tree, picklable, and written the same way by `str` in every process (the plan's fingerprint is made of it).
 It works row by row: the value for a row depends on that row alone. What a type cannot say (an integer overflow, a division of
 integers by zero, a cast that loses something) is an error of the row, never a wrong value. The only place where rows are told
-apart before they are computed is ``when``: a branch is evaluated for the rows that take it.
+apart before they are computed is ``when`` (`expr_choice`): a branch is evaluated for the rows that take it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from flowstate.errors import FlowstateError, InvalidFlow, did_you_mean
 from flowstate.plan import expr_functions as functions
 from flowstate.plan.expr_aggregate import Aggregate as Aggregate
 from flowstate.plan.expr_namespaces import Struct, Text, Time
-from flowstate.plan.schema import check_name, common_type, literal_type
+from flowstate.plan.schema import check_name, literal_type
 
 Value: TypeAlias = Any  # pa.Array or pa.Scalar; pyarrow has no types
 
@@ -287,7 +286,7 @@ class Call(Expr):
 
     def _value(self, batch: pa.RecordBatch) -> Value:
         function = functions.FUNCTIONS[self.function]
-        plain = [_unnamed(each) for each in self.inputs]
+        plain = [unnamed(each) for each in self.inputs]
         # Constants without a type wait until the type of the other operand is known.
         values = [None if isinstance(each, Literal) else each._value(batch) for each in plain]
         peer = next((value.type for value in values if value is not None), None)
@@ -315,97 +314,18 @@ def _option(value: Any) -> str:
     return str(value) if isinstance(value, pa.DataType) else _text(value)
 
 
-def _unnamed(expr: Expr) -> Expr:
+def unnamed(expr: Expr) -> Expr:
+    """Without its aliases."""
     while isinstance(expr, Alias):
         expr = expr.input
     return expr
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Choice(Expr):
-    """``when(...).then(...)...otherwise(...)``: the first branch whose condition is true (null is not true)."""
+class Unfinished:
+    """A ``when`` that waits for its ``otherwise`` (`expr_choice`)."""
 
-    branches: tuple[tuple[Expr, Expr], ...]
-    default: Expr
-
-    def _value(self, batch: pa.RecordBatch) -> Value:
-        rows, todo = np.arange(batch.num_rows, dtype=np.int64), batch
-        taken: list[np.ndarray[Any, Any]] = []
-        parts: list[Value] = []
-        for condition, value in self.branches:
-            holds = _among(rows, condition, todo)
-            if not pa.types.is_boolean(holds.type):
-                raise InvalidFlow(
-                    "when needs a condition that is true or false", expression=str(condition), type=str(holds.type)
-                )
-            mask = np.asarray(pc.fill_null(holds, False).to_numpy(zero_copy_only=False), dtype=bool)
-            parts.append(_branch(rows[mask], value, todo.filter(pa.array(mask))))
-            taken.append(rows[mask])
-            rows, todo = rows[~mask], todo.filter(pa.array(~mask))
-        parts.append(_branch(rows, self.default, todo))
-        taken.append(rows)
-        return self._joined(parts, taken)
-
-    def _joined(self, parts: list[Value], taken: list[np.ndarray[Any, Any]]) -> Value:
-        values = [value for _, value in self.branches] + [self.default]
-        known: pa.DataType | None = None
-        for part in parts:
-            if isinstance(part, pa.Array):
-                known = part.type if known is None else common_type(known, part.type, str(self))
-        for value, part in zip(values, parts, strict=True):
-            if not isinstance(part, pa.Array):
-                literal = _unnamed(value)
-                assert isinstance(literal, Literal)
-                type_ = literal.beside(known).type
-                known = type_ if known is None else common_type(known, type_, str(self))
-        arrays = []
-        for value, part, rows in zip(values, parts, taken, strict=True):
-            literal = _unnamed(value)
-            whole = pa.repeat(literal.beside(known), rows.size) if isinstance(literal, Literal) else part
-            arrays.append(functions.to_type(whole, known))
-        order = np.argsort(np.concatenate(taken), kind="stable")
-        return pa.concat_arrays(arrays).take(pa.array(order))
-
-    def _root(self) -> str:
-        return self.branches[0][1]._root()
-
-    def __str__(self) -> str:
-        return "".join(f"when({c}).then({v})." for c, v in self.branches).rstrip(".") + f".otherwise({self.default})"
-
-
-def _among(places: np.ndarray[Any, Any], expr: Expr, rows: pa.RecordBatch) -> pa.Array:
-    """`expr` over `rows`, which stood at `places`: that is where a failure is reported."""
-    try:
-        return expr.evaluate(rows)
-    except functions.ValuesFailed as error:
-        raise error.within(places) from None
-
-
-def _branch(places: np.ndarray[Any, Any], value: Expr, rows: pa.RecordBatch) -> Value | None:
-    return None if isinstance(_unnamed(value), Literal) else _among(places, value, rows)
-
-
-class When:
-    """A condition that waits for its `then`."""
-
-    def __init__(self, condition: Any, before: tuple[tuple[Expr, Expr], ...] = ()) -> None:
-        self._condition, self._before = to_expr(condition), before
-
-    def then(self, value: Any) -> Then:
-        return Then((*self._before, (self._condition, to_expr(value))))
-
-
-class Then:
-    """Branches that wait for another `when`, or for `otherwise`."""
-
-    def __init__(self, branches: tuple[tuple[Expr, Expr], ...]) -> None:
-        self._branches = branches
-
-    def when(self, condition: Any) -> When:
-        return When(condition, self._branches)
-
-    def otherwise(self, value: Any) -> Expr:
-        return Choice(self._branches, to_expr(value))
+    def refuse(self) -> NoReturn:
+        raise InvalidFlow("a when(...).then(...) ends with .otherwise(...); for null write .otherwise(None)")
 
 
 def call(function: str, *inputs: Any, **options: Any) -> Expr:
@@ -417,10 +337,8 @@ def to_expr(value: Any) -> Expr:
     """An expression as it is; a plain value as a constant."""
     if isinstance(value, Expr):
         return value
-    if isinstance(value, Aggregate):
+    if isinstance(value, (Aggregate, Unfinished)):
         value.refuse()
-    if isinstance(value, (When, Then)):
-        raise InvalidFlow("a when(...).then(...) ends with .otherwise(...); for null write .otherwise(None)")
     return lit(value)
 
 
@@ -441,11 +359,6 @@ def lit(value: Any, type: pa.DataType | None = None) -> Expr:
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise InvalidFlow(f"a constant does not fit its type: {error}", value=value, type=str(type)) from error
     return literal
-
-
-def when(condition: Any) -> When:
-    """``when(condition).then(value).otherwise(other)``, with further ``.when(...).then(...)`` between."""
-    return When(condition)
 
 
 def len() -> Aggregate:

@@ -9,7 +9,6 @@ Event times and watermarks are int64 microseconds since 1970 UTC. `NEVER` is bef
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 NEVER = -(2**63) + 1
@@ -29,8 +28,6 @@ class Floor(NamedTuple):
     offset: int
     watermark: int
 
-
-Position = Mapping[str, Place]
 
 #: Hidden columns that travel with rows from the source to the state.
 OFFSET = "__offset"  # int64: the row's own offset in its split

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from flowstate.clock import Clock
 from flowstate.errors import Fenced, InternalError, InvalidFlow
@@ -97,7 +98,13 @@ def begin(spec: JobSpec, clock: Clock) -> Beginning:
     store = Store.open(spec.snapshots, **spec.storage_options)
     jobs = JobChain(store)
     before = jobs.load()
-    plan = {"flow": spec.plan.describe(), "tables": dump_tables(spec.plan.tables)}
+    claim = partial(
+        jobs.claim_run,
+        name=spec.name,
+        plan={"flow": spec.plan.describe(), "tables": dump_tables(spec.plan.tables)},
+        fingerprint=spec.plan.fingerprint,
+        key_groups=spec.key_groups,
+    )
     origin = after = None
     if before is not None:
         changes = spec.plan.differences(before.plan["flow"]) if before.fingerprint != spec.plan.fingerprint else []
@@ -113,27 +120,10 @@ def begin(spec: JobSpec, clock: Clock) -> Beginning:
             _cut_of(store, spec, before)
             # First of all no other run may go on: one that is replaced would claim the old partitions again, and hand over what the new
             # ones begin with. Nor may one begin before the new division is decided.
-            after = jobs.claim_run(
-                name=spec.name,
-                plan=plan,
-                fingerprint=spec.plan.fingerprint,
-                partitions=before.partitions,
-                key_groups=spec.key_groups,
-                seed=before.seed,
-                created=before.created,
-                after=before.run,
-            ).run
+            after = claim(partitions=before.partitions, seed=before.seed, created=before.created, after=before.run).run
             origin = _cut_to_rescale(store, spec, before, clock.wall())
-    record = jobs.claim_run(
-        name=spec.name,
-        plan=plan,
-        fingerprint=spec.plan.fingerprint,
-        partitions=spec.partitions,
-        key_groups=spec.key_groups,
-        seed=secrets.randbits(63),
-        created=clock.wall(),
-        origin=origin,
-        after=after,
+    record = claim(
+        partitions=spec.partitions, seed=secrets.randbits(63), created=clock.wall(), origin=origin, after=after
     )
     spec = replace(
         spec,

@@ -39,7 +39,7 @@ from flowstate.sink.http_client import Answer, Connection, NoAnswer
 from flowstate.sink.http_request import Request, Template, checked_headers, requests
 from flowstate.sink.identity import identity
 from flowstate.sink.rejected import reject, rejected_of
-from flowstate.sink.staging import checksum, from_ipc, read_staged, stage_object, to_ipc
+from flowstate.sink.staging import from_ipc, read_staged, stage_rows
 from flowstate.store import Store
 
 _OPTIONS = ("method", "headers", "batch", "connections", "timeout", "patience", "ca_file")
@@ -107,18 +107,9 @@ class HttpSink(Sink):
     def prepare(self, stage: Stage, rows: pa.Table | None, open: Sequence[StagedOutput] = ()) -> Sequence[StagedOutput]:
         if rows is None or rows.num_rows == 0:
             return list(open)
-        most = max(1, min(PART_ROWS, rows.num_rows * PART_BYTES // max(1, rows.nbytes)))
-        generation = stage.prefix.split("/")[0]
-        staged = []
-        for index, start in enumerate(range(0, rows.num_rows, most)):
-            part = rows.slice(start, most)
-            data = to_ipc(part)
-            path, attempt = stage_object(stage, self.sink, index, "arrows", data)
-            target = f"p{stage.partition:04d}-{generation}-e{stage.epoch:06d}-{stage.number:06d}-{index}"
-            target += f"-{attempt}" if attempt else ""
-            # In the name, since keys stand for batches: another size must not meet them.
-            target += f"-x{self.batch}" if self.batch > 1 else ""
-            staged.append(StagedOutput(self.sink, path, target, part.num_rows, checksum(data), len(data), stage.now))
+        # In the name, since keys stand for batches: another size must not meet them.
+        suffix = f"-x{self.batch}" if self.batch > 1 else ""
+        staged = stage_rows(stage, self.sink, rows, most_rows=PART_ROWS, most_bytes=PART_BYTES, suffix=suffix)
         return [*open, *staged]
 
     def publish(self, store: Store, staged: StagedOutput) -> int:

@@ -28,8 +28,7 @@ from flowstate.sink.identity import identity
 from flowstate.sink.kafka_client import Target, Topics
 from flowstate.sink.kafka_records import FORMATS, messages
 from flowstate.sink.kafka_transaction import Publisher
-from flowstate.sink.staging import StageOrder, checksum, from_ipc, partition_of, read_staged, sequence_of, stage_object
-from flowstate.sink.staging import to_ipc as _to_ipc
+from flowstate.sink.staging import StageOrder, from_ipc, partition_of, read_staged, sequence_of, stage_rows
 from flowstate.store import Store
 
 _OPTIONS = ("topic", "bootstrap", "format", "key", "config", "commits_topic")
@@ -105,17 +104,7 @@ class KafkaSink(Sink):
     def prepare(self, stage: Stage, rows: pa.Table | None, open: Sequence[StagedOutput] = ()) -> Sequence[StagedOutput]:
         if rows is None or rows.num_rows == 0:
             return list(open)
-        most = max(1, min(PART_ROWS, rows.num_rows * PART_BYTES // max(1, rows.nbytes)))
-        generation = stage.prefix.split("/")[0]
-        staged = []
-        for index, start in enumerate(range(0, rows.num_rows, most)):
-            part = rows.slice(start, most)
-            data = _to_ipc(part)
-            path, attempt = stage_object(stage, self.sink, index, "arrows", data)
-            name = f"p{stage.partition:04d}-{generation}-e{stage.epoch:06d}-{stage.number:06d}-{index}"
-            target = f"{name}-{attempt}" if attempt else name
-            staged.append(StagedOutput(self.sink, path, target, part.num_rows, checksum(data), len(data), stage.now))
-        return [*open, *staged]
+        return [*open, *stage_rows(stage, self.sink, rows, most_rows=PART_ROWS, most_bytes=PART_BYTES)]
 
     def publish(self, store: Store, staged: StagedOutput) -> int:
         order = sequence_of(staged)

@@ -42,6 +42,23 @@ def stage_object(stage: Stage, sink: int, index: int, suffix: str, data: bytes) 
     raise InternalError(message, prefix=stage.prefix, epoch=stage.epoch, number=stage.number)
 
 
+def stage_rows(
+    stage: Stage, sink: int, rows: pa.Table, *, most_rows: int, most_bytes: int, suffix: str = ""
+) -> list[StagedOutput]:
+    """Rows as objects of Arrow IPC, none of more rows, nor much larger, than said. `suffix` ends the names of their targets."""
+    most = max(1, min(most_rows, rows.num_rows * most_bytes // max(1, rows.nbytes)))
+    generation = stage.prefix.split("/")[0]
+    staged = []
+    for index, start in enumerate(range(0, rows.num_rows, most)):
+        part = rows.slice(start, most)
+        data = to_ipc(part)
+        path, attempt = stage_object(stage, sink, index, "arrows", data)
+        again = f"-{attempt}" if attempt else ""
+        target = f"p{stage.partition:04d}-{generation}-e{stage.epoch:06d}-{stage.number:06d}-{index}{again}{suffix}"
+        staged.append(StagedOutput(sink, path, target, part.num_rows, checksum(data), len(data), stage.now))
+    return staged
+
+
 def read_staged(store: Store, staged: StagedOutput) -> bytes:
     """The staged bytes. FileNotFoundError when they are gone, CorruptData when they are not what was written."""
     data = store.read(staged.path)

@@ -28,7 +28,6 @@ CURSOR, END, NEXT, LIMIT = 0, 1, 2, 3
 _ADDRESS = U((1 << 48) - 1)
 _ROW = U((1 << 40) - 1)
 _M1 = U(0x9E3779B97F4A7C15)
-_M2 = U(0xD6E8FEB86659FD93)
 
 
 @inlined

@@ -29,7 +29,7 @@ class Checks:
     """Each raises `Fault`."""
 
     def __init__(self, world: World) -> None:
-        self.world, self.reference = world, world.reference
+        self.world, self.reference = world, world.splits.reference
 
     # while it runs
 
@@ -87,7 +87,7 @@ class Checks:
     def _appended(self, incarnation: Incarnation, frozen: Frozen) -> None:
         late, dead = set(), set()
         for split, place in frozen.marks.position.items():
-            if self.world.owner_of_split(split) == incarnation.number:
+            if self.world.splits.owner(split) == incarnation.number:
                 prefix = self.reference.prefix(split, place)
                 late |= {(split, offset) for offset, _ in prefix.late}
                 dead |= {(split, offset) for offset in prefix.dead}
@@ -150,7 +150,7 @@ class Checks:
         offsets = {split: set(each.big) for split, each in prefixes.items()}
         return [
             (record.key, record.time, record.amount)
-            for split, log in self.world.logs.items()
+            for split, log in self.world.splits.logs.items()
             for record in log.records
             if record.offset in offsets[split]
         ]
@@ -166,8 +166,8 @@ class Checks:
                 raise Fault("partitions ended at different positions")
             position = marks
         places = {split: Place(*place) for split, place in position.items()}
-        if places.keys() != self.world.logs.keys():
-            raise Fault(f"a split was never read: {self.world.logs.keys() - places.keys()}")
+        if places.keys() != self.world.splits.logs.keys():
+            raise Fault(f"a split was never read: {self.world.splits.logs.keys() - places.keys()}")
         for split, end in self.reference.ends.items():
             if end is None or places[split] != (end + 1, len(self.reference.floors[split])):
                 raise Fault(f"a split did not end where its record says: {split} {places[split]} {end}")

@@ -46,7 +46,6 @@ class Incarnation:
         self.channels: dict[StreamId, None] = {}  # in the order in which they came, so that a seed replays
         self.cut: dict[str, Any] = {}
         self.cut_saved: dict[str, Any] = {}
-        self.cut_due: int | None = None
         self.restored_older = False
         self.last_places: dict[str, Place] = {}
         self.report_at, self.report_last, self.report_due = 0.0, 0.0, False
@@ -168,7 +167,7 @@ class Incarnation:
             return False
         moved = machine.fill_controls()
         for split, (offset, stop) in machine.fills().items():
-            rows = self.world.logs[split].poll(offset, stop, self.world.random)
+            rows = self.world.splits.logs[split].poll(offset, stop, self.world.random)
             if rows is not None:
                 machine.fill(rows)
                 self.world.counts["filled"] += 1
@@ -185,7 +184,7 @@ class Incarnation:
         wanted = list(self.machine.reads().items())
         self.world.random.shuffle(wanted)
         for split, (offset, stop) in wanted:
-            rows = self.world.logs[split].poll(offset, stop, self.world.random)
+            rows = self.world.splits.logs[split].poll(offset, stop, self.world.random)
             if rows is not None:
                 self.carry_out(self.machine.read(rows, self.world.now))
                 return True
@@ -196,7 +195,7 @@ class Incarnation:
         assert machine is not None
         self.carry_out(machine.tick(world.now))
         for split in machine.idle(world.now):
-            log = world.logs[split]
+            log = world.splits.logs[split]
             if log.head <= machine.readings[split].at.offset:
                 self.carry_out(machine.declare_idle(split))
         return False
@@ -250,7 +249,7 @@ class Incarnation:
     # the split record; each write lands whether or not its writer still lives
 
     def load_record(self, request: LoadRecord) -> None:
-        record = self.world.records.load(request.split)
+        record = self.world.splits.records.load(request.split)
         if record is None:
             raise Fault(f"a split without a record: {request.split}")
         self.world.later(
@@ -273,15 +272,15 @@ class Incarnation:
         self.world.risk(self)
 
     def append_floor(self, split: str, epoch: int, floor: Floor) -> None:
-        self.world.append_floor(split, epoch, floor)
+        self.world.splits.append_floor(split, epoch, floor)
 
     def resolve_end(self, request: ResolveEnd) -> None:
-        end = self.world.logs[request.split].head
+        end = self.world.splits.logs[request.split].head
         self.world.later(self.set_end, request, end)
         self.world.risk(self)
 
     def set_end(self, request: ResolveEnd, end: int) -> None:
-        found = self.world.set_end(request.split, end)
+        found = self.world.splits.set_end(request.split, end)
         self.world.later(self.alone, lambda machine: machine.end_recorded(request.split, request.epoch, found))
 
     def cut_taken(self, taken: CutTaken) -> None:

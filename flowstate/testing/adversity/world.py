@@ -13,7 +13,6 @@ import pyarrow as pa
 from flowstate.clock import ManualClock
 from flowstate.exchange.limiter import Window
 from flowstate.exchange.route import Router
-from flowstate.plan.position import Floor
 from flowstate.runtime import coordinator as supervising
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.coordinator import Coordinator, Limits
@@ -21,16 +20,16 @@ from flowstate.runtime.instructions import CutTaken
 from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.partition import Patience
 from flowstate.runtime.saving import Saver
-from flowstate.runtime.table import SplitEntry, Table
+from flowstate.runtime.table import Table
 from flowstate.sink.files import FileSink
 from flowstate.snapshot.manifest import Manifest
 from flowstate.snapshot.partition_chain import PartitionChain
-from flowstate.snapshot.record import SplitRecord, SplitRecords
 from flowstate.testing.adversity.checks import Checks
 from flowstate.testing.adversity.fault import Fault
 from flowstate.testing.adversity.incarnation import Incarnation
-from flowstate.testing.adversity.log import KEYS, LATENESS, Log, Reference, simple_plan
+from flowstate.testing.adversity.log import KEYS, simple_plan
 from flowstate.testing.adversity.network import Network
+from flowstate.testing.adversity.splits import Splits
 from flowstate.testing.heap_store import HeapStore
 
 NEVER_TIRED = 1e12
@@ -72,18 +71,15 @@ class World:
         self.check_rate, self.cut_limit = 0.4, pick((150.0, 500.0))
 
         self.store = HeapStore()
-        self.records = SplitRecords(self.store)
         self.targets = [HeapStore() for _ in self.plan.sinks]
         self.clock = ManualClock()
         self.spec = JobSpec(
             "simulation", self.plan, "heap://", partitions=self.partitions, seed=seed, generation=1, run=1
         )
-        self.logs: dict[str, Log] = {}
-        self.reference = Reference(self.logs)
+        self.splits = Splits(self.store, self.router, self.random)
         self.resume: dict[str, float] = {}
-        self.split_owners: dict[str, int] = {}
         for _ in range(pick((1, 2, 3))):
-            self.make_split()
+            self.splits.make()
         self.joins_left = pick((0, 1, 1, 2))
 
         keys = list(KEYS)
@@ -93,8 +89,8 @@ class World:
         self.workers: dict[str, Worker] = {}
         self.incarnations: list[Incarnation] = []
         self.addresses = 0
-        for split in self.logs:
-            self.raise_record(split, self.entry(split))
+        for split in self.splits.logs:
+            self.splits.raise_epoch(split)
         self.begin()
 
     # chance and time
@@ -111,44 +107,6 @@ class World:
     def at(self, time: float, action: Callable[..., None], *arguments: Any) -> None:
         self._serial += 1
         heapq.heappush(self._queue, (time, self._serial, action, arguments))
-
-    # logs and records
-
-    def make_split(self) -> str:
-        name = f"events/{len(self.logs)}"
-        self.logs[name] = Log.make(name, self.random)
-        self.resume[name] = 0.0
-        return name
-
-    def entry(self, split: str) -> SplitEntry:
-        log = self.logs[split]
-        return SplitEntry(0, split, log.start, log.last if log.finite else None, None, LATENESS)
-
-    def raise_record(self, split: str, entry: SplitEntry, floor: Floor | None = None) -> SplitRecord:
-        record = self.records.raise_epoch(split, start=entry.start, end=entry.end, label=entry.label, floor=floor)
-        self.note_record(split, record)
-        return record
-
-    def append_floor(self, split: str, epoch: int, floor: Floor) -> None:
-        self.note_record(split, self.records.append_floor(split, epoch, floor))
-
-    def set_end(self, split: str, end: int) -> int:
-        record = self.records.set_end(split, end)
-        self.note_record(split, record)
-        assert record.end is not None
-        return record.end
-
-    def note_record(self, split: str, record: SplitRecord) -> None:
-        known = self.reference.floors.setdefault(split, [])
-        if list(record.floors[: len(known)]) != known:
-            raise Fault("floors of a split record changed")
-        known.extend(record.floors[len(known) :])
-        self.reference.ends[split] = record.end
-
-    def owner_of_split(self, split: str) -> int:
-        if split not in self.split_owners:
-            self.split_owners[split] = self.router.owner_of_split(split)
-        return self.split_owners[split]
 
     # store and sink
 
@@ -183,9 +141,10 @@ class World:
 
     def begin(self) -> None:
         """A supervisor begins, on workers of its own; what an earlier one left goes on as zombies."""
-        records = {name: self.records.load(name) for name in self.records.names()}
-        known = {split: self.entry(split) for split, record in records.items() if record is not None}
-        self.undiscovered = {split: self.entry(split) for split in self.logs if split not in known}
+        splits = self.splits
+        records = {name: splits.records.load(name) for name in splits.records.names()}
+        known = {split: splits.entry(split) for split, record in records.items() if record is not None}
+        self.undiscovered = {split: splits.entry(split) for split in splits.logs if split not in known}
         self.coordinator = Coordinator(
             self.partitions, known, limits=Limits(cut=self.cut_limit, start=400.0, failures=1_000_000, backoff=0.0)
         )
@@ -255,13 +214,13 @@ class World:
             incarnation.end("stopped")
 
     def raise_reader(self, mine: Coordinator, request: supervising.RaiseReader) -> None:
-        split, entry = request.split, self.entry(request.split)
+        split = request.split
         if mine is not self.coordinator:
             return
         if self.happens(self.trouble):
             self.later(self.of, mine, lambda: mine.raise_failed(split, self.now))
             return
-        record = self.raise_record(split, entry, request.floor)
+        record = self.splits.raise_epoch(split, request.floor)
         self.counts["joined"] += request.floor is not None
         if self.happens(self.trouble):  # the answer was lost
             self.later(self.of, mine, lambda: mine.raise_failed(split, self.now))
@@ -355,13 +314,13 @@ class World:
         self.begin()
 
     def grow(self, split: str) -> None:
-        log = self.logs[split]
+        log = self.splits.logs[split]
         log.head = min(log.last, log.head + self.random.randint(0, 4))
         self.resume[split] = self.now + (self.delay((20, 60, 300)) if self.happens(0.25) else 0.0)
 
     def disturb(self) -> None:
-        dice, split = self.random.random(), self.random.choice(list(self.logs))
-        if dice < 0.3 and self.now >= self.resume[split]:
+        dice, split = self.random.random(), self.random.choice(list(self.splits.logs))
+        if dice < 0.3 and self.now >= self.resume.get(split, 0.0):
             self.grow(split)
         elif 0.3 < dice < 0.32 and self.cuts_left:
             if self.coordinator.open_cut(self.now, saves=self.happens(0.5)) is not None:
@@ -376,8 +335,8 @@ class World:
             self.network.cut_line(self.random.choice(self.incarnations))
         elif 0.35 < dice < 0.36 and self.joins_left and self.now > 60:
             self.joins_left -= 1
-            name = self.make_split()
-            self.obey(self.coordinator.splits_found({name: self.entry(name)}, self.now))
+            name = self.splits.make()
+            self.obey(self.coordinator.splits_found({name: self.splits.entry(name)}, self.now))
         elif 0.36 < dice < 0.362 and self.restarts_left:
             self.restart()
 
@@ -385,7 +344,7 @@ class World:
         """From now on nothing disturbs: the logs are complete, and what follows is drained."""
         self.crashes_left = self.cuts_left = self.moves_left = self.joins_left = self.restarts_left = 0
         self.trouble = 0.0
-        for log in self.logs.values():
+        for log in self.splits.logs.values():
             log.head = log.last
         if not self.coordinator.workers:
             self.join_worker()

@@ -13,9 +13,10 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
-from flowstate.clock import Clock, SystemClock
+from flowstate.clock import Clock
 from flowstate.errors import InternalError, Unavailable
 from flowstate.testing.servers import cache_folder
+from flowstate.testing.servers.server import Server
 from flowstate.testing.tormentor.cluster import free_port
 from flowstate.testing.tormentor.processes import ProcessTree
 
@@ -49,7 +50,7 @@ def jars() -> Path:
     return folder
 
 
-class KafkaBroker:
+class KafkaBroker(Server):
     """One broker at `bootstrap`. `sasl` adds a listener that wants a user and a password (`SASL_PLAINTEXT`, PLAIN), at `sasl_bootstrap`.
     `host` is the address that it listens at, `within` what precedes its command (`NetworkHost.command`)."""
 
@@ -62,12 +63,12 @@ class KafkaBroker:
         within: Sequence[str] = (),
         clock: Clock | None = None,
     ) -> None:
-        self.folder, self._within, self._clock = folder, list(within), clock or SystemClock()
+        super().__init__(folder / "broker.log", clock)
+        self.folder, self._within = folder, list(within)
         self.port, self._controller, self._sasl = free_port(), free_port(), free_port()
         self.bootstrap = f"{host}:{self.port}"
         self.sasl_bootstrap = f"{host}:{self._sasl}"
         self.admin: AdminClient
-        self._process: ProcessTree | None = None
         self._properties = folder / "server.properties"
         listeners = f"PLAINTEXT://{host}:{self.port},SASL_PLAINTEXT://{host}:{self._sasl}"
         lines = {
@@ -93,11 +94,6 @@ class KafkaBroker:
         folder.mkdir(parents=True, exist_ok=True)
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
 
-    @property
-    def log(self) -> Path:
-        """What the broker wrote about itself."""
-        return self.folder / "broker.log"
-
     def format(self) -> None:
         command = ["kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(self._properties)]
         done = subprocess.run([*self._java("256m"), *command], capture_output=True, text=True, timeout=60)
@@ -112,30 +108,9 @@ class KafkaBroker:
 
     def wait_until_up(self) -> None:
         """Also a broker that was killed: it checks its logs first, which takes long on a machine that is busy."""
-        deadline = self._clock.monotonic() + 120
         # Kept: results of an admin client that is collected are lost.
         self.admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0, "reconnect.backoff.max.ms": 200})
-        while True:
-            if self._process is not None and self._process.ended:
-                raise Unavailable(f"the broker ended: {self.log.read_text()[-3000:]}")
-            try:
-                self.admin.list_topics(timeout=5)
-                return
-            except Exception:
-                if self._clock.monotonic() > deadline:
-                    raise Unavailable(f"the broker does not answer: {self.log.read_text()[-3000:]}") from None
-                threading.Event().wait(0.1)
-
-    def kill(self) -> None:
-        """SIGKILL: nothing is flushed, nothing is told to anybody."""
-        if self._process is not None:
-            self._process.close()
-            self._process = None
-
-    @property
-    def tree(self) -> ProcessTree | None:
-        """Its process, while it runs: to be frozen, or watched."""
-        return self._process
+        self._wait("the broker", lambda: self.admin.list_topics(timeout=5), 120, pause=0.1)
 
     def _java(self, memory: str) -> list[str]:
         java = ["java", f"-Xmx{memory}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{jars()}/*"]

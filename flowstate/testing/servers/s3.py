@@ -7,13 +7,13 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
-from flowstate.clock import Clock, SystemClock
+from flowstate.clock import Clock
 from flowstate.errors import Unavailable
 from flowstate.testing.servers import cache_folder
+from flowstate.testing.servers.server import Server
 from flowstate.testing.tormentor.cluster import free_port
 from flowstate.testing.tormentor.processes import ProcessTree
 
@@ -50,19 +50,18 @@ def program() -> Path:
     return path
 
 
-class S3Server:
+class S3Server(Server):
     """One server at `endpoint`, always the same; `folder` holds one folder per bucket. `storage_options` are for `Store.open`."""
 
     def __init__(self, folder: Path, clock: Clock | None = None) -> None:
-        self.folder, self._port, self._clock = folder / "data", free_port(), clock or SystemClock()
+        super().__init__(folder / "s3.log", clock)
+        self.folder, self._port = folder / "data", free_port()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._log = folder / "s3.log"
         self.endpoint = f"http://127.0.0.1:{self._port}"
         region = {"region_name": "us-east-1"}
         self.storage_options: dict[str, Any] = {
             "key": KEY, "secret": SECRET, "endpoint_url": self.endpoint, "client_kwargs": region,
         }  # fmt: skip
-        self._process: ProcessTree | None = None
 
     def bucket(self, name: str) -> str:
         """Make a bucket; its URL."""
@@ -73,23 +72,8 @@ class S3Server:
         """Start, also after `kill`, on the same data and port; returns when it listens."""
         environment = {"ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
         command = [str(program()), "--port", f"127.0.0.1:{self._port}", "posix", str(self.folder)]
-        self._process = ProcessTree(command, self._log, environment=environment)
-        deadline = self._clock.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
-                return
-            except OSError:
-                if self._process.ended or self._clock.monotonic() > deadline:
-                    raise Unavailable(f"the S3 server did not start: {self._log.read_text()[-500:]}") from None
-                threading.Event().wait(0.02)
+        self._process = ProcessTree(command, self.log, environment=environment)
+        self._wait("the S3 server", self._connect, 30, pause=0.02)
 
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.close()
-            self._process = None
-
-    @property
-    def tree(self) -> ProcessTree | None:
-        """Its process, while it runs."""
-        return self._process
+    def _connect(self) -> None:
+        socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
