@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from kafka_broker import KafkaBroker, jars
+
+from flowstate.testing.tormentor import SmallDisk
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +29,27 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
         yield broker
     finally:
         broker.kill()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """Of two worker processes, which the tests of a file share."""
+    from local_cluster import two_workers  # here, since most tests need no Dask, which takes long to import
+
+    with two_workers() as client:
+        yield client
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], SmallDisk]]:
+    """Mounts a disk of so many bytes, for one test."""
+    if reason := SmallDisk.missing():
+        pytest.skip(reason)
+    with contextlib.ExitStack() as stack:
+
+        def mount(size: int) -> SmallDisk:
+            disk = SmallDisk(tmp_path / "disk", size)
+            stack.enter_context(disk)
+            return disk
+
+        yield mount

@@ -68,7 +68,7 @@ def append(folder: Path, rows: int, name: str = "log") -> None:
 
 def main() -> None:
     import pyarrow as pa
-    from distributed import Client, LocalCluster
+    from local_cluster import two_workers
 
     import flowstate as fs
 
@@ -76,10 +76,7 @@ def main() -> None:
     schema = pa.schema({"customer": pa.string(), "amount": pa.int64()})
     events = fs.scan_files(f"{folder}/*.jsonl", schema=schema, follow=True)
     view = events.group_by("customer").agg(total=fs.col("amount").sum(), events=fs.len()).view("totals")
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
+    with two_workers() as client:
         job = fs.start(view, snapshots=f"{folder}/snapshots", every="300ms", client=client, name="counting")
 
         def where() -> None:

@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from distributed import Client
+from waiting import until
 
 
 class DaskProcesses:
@@ -77,12 +77,3 @@ def answering(client: Client) -> int:
 def pids(client: Client) -> dict[str, int]:
     """Worker -> pid of its process."""
     return dict(client.run(os.getpid))
-
-
-def until(condition: object, seconds: float = 20.0, pause: float = 0.01) -> float:
-    """Ask again and again: what is awaited happens in other processes. Seconds that it took."""
-    began = time.monotonic()
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() - began < seconds, "it did not come about in time"
-        time.sleep(pause)
-    return time.monotonic() - began

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import pyarrow.dataset as ds
+from waiting import until
 
 import flowstate as fs
 from flowstate.testing import billing
@@ -81,10 +81,8 @@ class BillingProcess:
         assert self.ask("stop") == "stopped"
         assert self.process.wait(20) == 0
         self.close()
-        deadline = time.monotonic() + 10  # multiprocessing's own tracker goes when its pipe does
-        while self.members():
-            assert time.monotonic() < deadline, self.members()
-            time.sleep(0.01)
+        # multiprocessing's own tracker goes when its pipe does
+        until(lambda: not self.members(), 10, says=self.members)
 
     def close(self) -> None:
         RUNNING.remove(self)

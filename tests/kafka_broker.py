@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
+from required import required
 
-import pytest
-
-from flowstate.errors import Unavailable
 from flowstate.testing.servers import kafka
 from flowstate.testing.servers.kafka import KafkaBroker
 from flowstate.testing.tormentor import free_port
@@ -15,14 +12,5 @@ __all__ = ["KafkaBroker", "free_port", "jars"]
 
 
 def jars() -> None:
-    """Have the broker's class path. Skips the test (fails when CI=true) if it cannot be had."""
-    reason = kafka.missing()
-    if reason is None:
-        try:
-            kafka.jars()
-            return
-        except Unavailable as error:
-            pytest.fail(error.message)
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    """Have the broker's class path. Skips the test if it cannot be had."""
+    required(kafka.missing, kafka.jars)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
-from distributed import Client, LocalCluster
+import waiting
+from distributed import Client
 from pyarrow import flight
 
 import flowstate as fs
@@ -21,15 +22,7 @@ from flowstate.runtime.coordinator import Coordinator
 
 LINE = b'{"customer":"a","amount":%d,"at":"2024-01-%02dT00:00:00Z"}\n'
 SCHEMA = pa.schema({"customer": pa.string(), "amount": pa.int64(), "at": pa.timestamp("ms", "UTC")})
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+until = partial(waiting.until, seconds=30.0)
 
 
 def totals(source: Any, name: str = "totals") -> Any:
@@ -107,14 +100,6 @@ def test_wrong_questions_and_what_a_stopped_job_says(client: Client, tmp_path: P
         fs.attach("totals", client)
     with fs.open_snapshot(tmp_path / "snapshots") as saved:
         assert saved["totals"]["a"].to_pylist() == [{"customer": "a", "total": 1, "rows": 1}]
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Ask again and again: what is awaited happens in other processes."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def append(folder: Path, rows: int) -> None:

@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from distributed import Client, LocalCluster
+import waiting
+from distributed import Client
 from kafka_broker import KafkaBroker
 
 import flowstate as fs
@@ -20,22 +22,7 @@ import flowstate as fs
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 SCHEMA = pa.schema({"key": pa.string(), "n": pa.int64(), "at": pa.timestamp("ms", "UTC")})
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0, says: Callable[[], object] = lambda: "") -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, str(says())
-        time.sleep(0.05)
+until = partial(waiting.until, seconds=60.0, pause=0.05)
 
 
 def values(numbers: range) -> list[bytes]:

@@ -11,12 +11,14 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import waiting
 from job_under_test import invoices, view_totals
 
 import flowstate as fs
@@ -35,15 +37,7 @@ PROGRAMS = Path(__file__).resolve().parent
 VIEW = "monthly_subtotals"
 RATE = 400.0
 LEASE = 2.0
-
-
-def until(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
-    """What it gives when it is true; what is awaited happens in other processes."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "what was awaited did not come"
-        time.sleep(0.05)
-    return found
+until = partial(waiting.until, seconds=40.0, pause=0.05)
 
 
 class JobOnHosts:

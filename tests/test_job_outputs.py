@@ -8,7 +8,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 import flowstate as fs
 from flowstate.errors import InvalidFlow
@@ -27,15 +26,6 @@ SCHEMA = pa.schema(
 )
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 ROWS, FILES = 900, 3
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
 
 
 def record(file: int, number: int, source: random.Random) -> dict[str, Any]:

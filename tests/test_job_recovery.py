@@ -19,10 +19,10 @@ from typing import Any
 
 import psutil
 import pyarrow as pa
-import pytest
-from dask_processes import answering, dask_processes, pids, until
-from distributed import Client, LocalCluster
+from dask_processes import answering, dask_processes, pids
+from distributed import Client
 from pyarrow import flight
+from waiting import until
 
 import flowstate as fs
 from flowstate_flight.client import FlightReader
@@ -30,15 +30,6 @@ from flowstate_flight.ticket import Ticket
 
 SCHEMA = pa.schema({"customer": pa.string(), "amount": pa.int64(), "at": pa.timestamp("ms", "UTC")})
 CUSTOMERS = [f"c{number}" for number in range(12)]
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
 
 
 class Log:
@@ -77,9 +68,16 @@ def partition(job: fs.Job, number: int) -> dict[str, Any]:
     return dict(job.status()["partitions"][str(number)])
 
 
-def placed(client: Client, job: fs.Job) -> None:
-    """One partition on each worker."""
-    assert len({each["worker"] for each in job.status()["partitions"].values()}) == 2
+@contextlib.contextmanager
+def counting(client: Client, folder: Path, rows: int) -> Iterator[tuple[Log, fs.Job]]:
+    """A job with one partition on each of two workers, which has counted `rows` of each file."""
+    log = Log(folder)
+    log.append(rows)
+    until(lambda: answering(client) == 2)
+    with fs.start(log.flow(), snapshots=folder / "snapshots", every="300ms", client=client) as job:
+        assert len({each["worker"] for each in job.status()["partitions"].values()}) == 2
+        until(lambda: counted(job) == log.expected)
+        yield log, job
 
 
 def live_again(job: fs.Job, number: int, epoch: int) -> bool:
@@ -111,12 +109,7 @@ class Figures:
 
 
 def test_a_killed_worker(client: Client, tmp_path: Path) -> None:
-    log = Log(tmp_path)
-    log.append(1000)
-    until(lambda: answering(client) == 2)
-    with fs.start(log.flow(), snapshots=tmp_path / "snapshots", every="300ms", client=client) as job:
-        placed(client, job)
-        until(lambda: counted(job) == log.expected)
+    with counting(client, tmp_path, 1000) as (log, job):
         processes = pids(client)
         figures = Figures(job, log, 0, lambda worker: os.kill(processes[worker], signal.SIGKILL))
         print("killed:", figures)
@@ -124,12 +117,7 @@ def test_a_killed_worker(client: Client, tmp_path: Path) -> None:
 
 
 def test_a_stopped_worker_is_ended_by_its_nanny_and_another_comes(client: Client, tmp_path: Path) -> None:
-    log = Log(tmp_path)
-    log.append(1000)
-    until(lambda: answering(client) == 2)
-    with fs.start(log.flow(), snapshots=tmp_path / "snapshots", every="300ms", client=client) as job:
-        placed(client, job)
-        until(lambda: counted(job) == log.expected)
+    with counting(client, tmp_path, 1000) as (log, job):
         processes = pids(client)
         figures = Figures(job, log, 0, lambda worker: os.kill(processes[worker], signal.SIGSTOP))
         print("stopped:", figures)
@@ -156,12 +144,7 @@ def wedge(seconds: float) -> None:
 
 
 def test_a_worker_whose_interpreter_is_held(client: Client, tmp_path: Path) -> None:
-    log = Log(tmp_path)
-    log.append(1000)
-    until(lambda: answering(client) == 2)
-    with fs.start(log.flow(), snapshots=tmp_path / "snapshots", every="300ms", client=client) as job:
-        placed(client, job)
-        until(lambda: counted(job) == log.expected)
+    with counting(client, tmp_path, 1000) as (log, job):
         figures = Figures(job, log, 0, lambda worker: run_there(client, worker, wedge, 10.0))
         print("held:", figures)
         assert figures.live < 12.0
@@ -169,12 +152,7 @@ def test_a_worker_whose_interpreter_is_held(client: Client, tmp_path: Path) -> N
 
 def test_a_worker_whose_event_loop_is_busy_serves_on(client: Client, tmp_path: Path) -> None:
     """It does not report, and answers pings: its lease is renewed by them, and its partitions stay where they are."""
-    log = Log(tmp_path)
-    log.append(100)
-    until(lambda: answering(client) == 2)
-    with fs.start(log.flow(), snapshots=tmp_path / "snapshots", every="300ms", client=client) as job:
-        placed(client, job)
-        until(lambda: counted(job) == log.expected)
+    with counting(client, tmp_path, 100) as (log, job):
         before = {number: (partition(job, number)["worker"], partition(job, number)["epoch"]) for number in (0, 1)}
         sleeping, answers = run_there(client, before[0][0], time.sleep, 5.0), 0
         with FlightReader(lambda: job._reader.directory(), "totals", patience=0.3) as reader:
@@ -201,14 +179,7 @@ def ask(location: str, ticket: Ticket) -> pa.Table | str:
 
 def test_a_zombie_answers_nothing_and_goes(tmp_path: Path) -> None:
     """A worker without a nanny, stopped until others have taken over, goes on. Nothing that it answers then may be called live."""
-    log = Log(tmp_path)
-    log.append(500)
-    with (
-        dask_processes(tmp_path / "dask") as (_, client),
-        fs.start(log.flow(), snapshots=tmp_path / "snapshots", every="300ms", client=client) as job,
-    ):
-        placed(client, job)
-        until(lambda: counted(job) == log.expected)
+    with dask_processes(tmp_path / "dask") as (_, client), counting(client, tmp_path, 500) as (log, job):
         place = job._reader.directory().partitions[0]
         zombie = pids(client)[partition(job, 0)["worker"]]
         figures = Figures(job, log, 0, lambda worker: os.kill(zombie, signal.SIGSTOP))
@@ -232,13 +203,7 @@ def test_a_zombie_answers_nothing_and_goes(tmp_path: Path) -> None:
 
 def test_a_scheduler_that_stands_still_ends_nobody(tmp_path: Path) -> None:
     """Meanwhile live answers are refused, since the workers cannot know whether they were replaced."""
-    log = Log(tmp_path)
-    log.append(500)
-    with (
-        dask_processes(tmp_path / "dask") as (cluster, client),
-        fs.start(log.flow(), snapshots=tmp_path / "snapshots", every="300ms", client=client) as job,
-    ):
-        until(lambda: counted(job) == log.expected)
+    with dask_processes(tmp_path / "dask") as (cluster, client), counting(client, tmp_path, 500) as (log, job):
         processes = pids(client)
         before = {number: partition(job, number)["epoch"] for number in (0, 1)}
         place = job._reader.directory().partitions[0]

@@ -7,8 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +17,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from distributed import Client, LocalCluster
+from local_cluster import two_workers
+from waiting import until
 
 import flowstate as fs
 from flowstate.view.answer import Answer
@@ -27,15 +27,6 @@ SCHEMA = pa.schema(
     {"customer": pa.string(), "kind": pa.string(), "amount": pa.decimal128(12, 2), "at": pa.timestamp("ms", "UTC")}
 )
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
 
 
 def rows(count: int, seed: int = 0, days: int = 90) -> list[dict[str, Any]]:
@@ -71,14 +62,6 @@ def expected(given: list[dict[str, Any]]) -> dict[tuple[str | None, datetime], t
 
 def answered(table: pa.Table) -> dict[tuple[str | None, datetime], tuple[Decimal, int]]:
     return {(row["customer"], row["month"]): (row["total"], row["events"]) for row in table.to_pylist()}
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Ask again and again: what is awaited happens in other processes."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def append(path: Path, given: list[dict[str, Any]]) -> None:
@@ -253,8 +236,7 @@ def test_a_killed_worker_comes_back_with_everything(tmp_path: Path) -> None:
     append(path, given[:2000])
     events = fs.scan_files(path, schema=SCHEMA, event_time="at", lateness="12h", follow=True)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
+        two_workers() as client,
         fs.start(monthly(events), snapshots=tmp_path / "snapshots", every="200ms", client=client) as job,
     ):
         until(lambda: job.sql("select sum(events) from monthly").fetchall() == [(2000,)])

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,6 +18,7 @@ import psutil
 import pyarrow.dataset as ds
 import pytest
 from s3_server import S3Server, s3_server
+from waiting import until
 
 import flowstate as fs
 from flowstate.testing import billing
@@ -84,6 +84,9 @@ class Run:
     def events(self) -> int:
         return int(self.reads.sql("select coalesce(sum(events), 0)::bigint from type_subtotals").fetchall()[0][0])
 
+    def await_events(self, count: int) -> None:
+        until(lambda: self.events() >= count, 60, pause=0.05)
+
     def kill(self) -> None:
         """Driver and workers, with SIGKILL."""
         for each in [self.process.pid, *(one.pid for one in psutil.Process(self.process.pid).children(recursive=True))]:
@@ -103,13 +106,6 @@ class Run:
         for stream in (self.process.stdin, self.process.stdout, self.log):
             assert stream is not None
             stream.close()
-
-
-def until(run: Run, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while run.events() < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def invoices(folder: Path, key: str) -> list[tuple[str, datetime, Decimal]]:
@@ -139,11 +135,11 @@ def test_snapshots_and_invoices_on_s3_survive_a_kill(server: S3Server, tmp_path:
     for part in (1, 2):
         run = Run(tmp_path, url, server.storage_options)
         send((part + 1) * third, part * third)
-        until(run, part * third + 1)
+        run.await_events(part * third + 1)
         run.kill()
     send(len(events), 3 * third)
     run = Run(tmp_path, url, server.storage_options)
-    until(run, len(events))
+    run.await_events(len(events))
     run.drain()
     expected = {"monthly_subtotals": billing.customer_totals(events), "type_subtotals": billing.kind_totals(events)}
     with fs.open_snapshot(f"{url}/snapshots", **server.storage_options) as saved:

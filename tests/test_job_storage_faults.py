@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
-from distributed import Client, LocalCluster
+import waiting
+from distributed import Client
 from s3_server import S3Server, s3_server
 from test_job_running import SCHEMA, answered, append, expected, monthly, rows
 
@@ -21,26 +20,10 @@ import flowstate as fs
 from flowstate.snapshot.chain import Chain
 from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.store import Store
+from flowstate.testing.tormentor import SmallDisk
 
 PARTITIONS = 2
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
-
-
-def until(condition: Callable[[], bool], seconds: float = 40.0, says: Callable[[], object] = lambda: "") -> None:
-    """Ask again and again: what is awaited happens in other processes."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, str(says())
-        time.sleep(0.05)
-
+until = partial(waiting.until, seconds=40.0, pause=0.05)
 
 RUNNING: list[Watched] = []
 
@@ -86,6 +69,11 @@ class Watched:
 
     def await_all(self) -> None:
         until(self.caught_up, says=self.job.status)
+
+    def apply(self, given: list[dict[str, Any]]) -> None:
+        """Send, and wait until the totals have it."""
+        self.send(given)
+        self.await_all()
 
     def problems(self) -> str:
         status = self.job.status()
@@ -134,8 +122,7 @@ def test_a_lost_manifest_costs_nothing(client: Client, tmp_path: Path) -> None:
     """The newest manifest of each partition is deleted, or cut short, while nobody runs: output is not written again, and it is said."""
     watched = Watched(tmp_path, client, str(tmp_path / "snapshots"))
     given = rows(4000)
-    watched.send(given[:2000])
-    watched.await_all()
+    watched.apply(given[:2000])
     until(lambda: any((tmp_path / "out").glob("month=*/*")))
     watched.job.stop()
     store = Store.open(tmp_path / "snapshots")
@@ -147,8 +134,7 @@ def test_a_lost_manifest_costs_nothing(client: Client, tmp_path: Path) -> None:
         spoil(store, chain.name(chain.newest()), "delete")
     spoil(store, Chain(store, "job").name(1), "delete")
     watched.job = watched.start()
-    watched.send(given[2000:])
-    watched.await_all()
+    watched.apply(given[2000:])
     damaged = [each["report"]["damaged"] for each in watched.job.status()["partitions"].values()]
     assert "its copy is used" in damaged[0][0] and "not what was written" in damaged[1][0], damaged
     watched.finish()
@@ -158,8 +144,7 @@ def test_a_manifest_that_is_lost_twice_is_waited_for(client: Client, tmp_path: P
     """Nobody knows what the sinks were given: the job does not come up, and says what can be done. Restored, it goes on."""
     watched = Watched(tmp_path, client, str(tmp_path / "snapshots"))
     given = rows(3000)
-    watched.send(given[:2000])
-    watched.await_all()
+    watched.apply(given[:2000])
     watched.job.stop()
     store = Store.open(tmp_path / "snapshots")
     chain = PartitionChain(store, 1, 0).chain
@@ -174,16 +159,14 @@ def test_a_manifest_that_is_lost_twice_is_waited_for(client: Client, tmp_path: P
     assert chain.name(newest) in str(caught.value)
     (tmp_path / "snapshots" / chain.name(newest)).write_bytes(backup)
     watched.job = watched.start()
-    watched.send(given[2000:])
-    watched.await_all()
+    watched.apply(given[2000:])
     watched.finish()
 
 
 def test_without_sinks_a_manifest_that_is_lost_twice_is_read_again(client: Client, tmp_path: Path) -> None:
     watched = Watched(tmp_path, client, str(tmp_path / "snapshots"), sink=False)
     given = rows(3000)
-    watched.send(given[:2000])
-    watched.await_all()
+    watched.apply(given[:2000])
     watched.job.stop()
     store = Store.open(tmp_path / "snapshots")
     chain = PartitionChain(store, 1, 0).chain
@@ -191,8 +174,7 @@ def test_without_sinks_a_manifest_that_is_lost_twice_is_read_again(client: Clien
     for name in (chain.name(newest), chain.copy_name(newest)):
         spoil(store, name, "cut")
     watched.job = watched.start()
-    watched.send(given[2000:])
-    watched.await_all()
+    watched.apply(given[2000:])
     status = watched.job.status()["partitions"]["0"]["report"]
     assert chain.name(newest) in str(status["damaged"])
     watched.job.stop()
@@ -201,41 +183,20 @@ def test_without_sinks_a_manifest_that_is_lost_twice_is_read_again(client: Clien
 # full
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own, which can be full."""
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a small file system needs the right to mount: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_full_disk(client: Client, tmp_path: Path) -> None:
+def test_a_full_disk(client: Client, tmp_path: Path, small_disk: Callable[[int], SmallDisk]) -> None:
     given = rows(6000)
-    with small_disk(tmp_path / "disk", "24m") as disk:
-        watched = Watched(tmp_path, client, str(disk / "snapshots"))
-        watched.send(given[:2000])
-        watched.await_all()
-        watched.await_saved()
-        with (disk / "ballast").open("wb") as ballast, contextlib.suppress(OSError):
-            while True:
-                ballast.write(b"x" * 65536)
-                ballast.flush()
-        with (disk / "ballast").open("ab") as ballast, contextlib.suppress(OSError):
-            while True:
-                os.write(ballast.fileno(), b"x")
-        watched.send(given[2000:4000])
-        until(lambda: "no space left; free some" in watched.problems(), says=watched.job.status)
-        watched.await_all()
-        (disk / "ballast").unlink()
-        watched.send(given[4000:])
-        watched.await_all()
-        watched.await_saved()
-        watched.finish()
+    disk = small_disk(24 << 20)
+    watched = Watched(tmp_path, client, str(disk.folder / "snapshots"))
+    watched.apply(given[:2000])
+    watched.await_saved()
+    disk.fill()
+    watched.send(given[2000:4000])
+    until(lambda: "no space left; free some" in watched.problems(), says=watched.job.status)
+    watched.await_all()
+    disk.clear()
+    watched.apply(given[4000:])
+    watched.await_saved()
+    watched.finish()
 
 
 # slow, and away
@@ -252,14 +213,12 @@ def server() -> Iterator[S3Server]:
 def test_s3_hangs_for_15_seconds(client: Client, tmp_path: Path, server: S3Server) -> None:
     given = rows(6000)
     watched = Watched(tmp_path, client, f"{server.bucket('hangs')}/job", storage_options=server.storage_options)
-    watched.send(given[:2000])
-    watched.await_all()
+    watched.apply(given[:2000])
     watched.await_saved()
-    server.signal(signal.SIGSTOP)
-    began = time.monotonic()
-    try:
-        watched.send(given[2000:4000])
-        watched.await_all()
+    assert server.tree is not None
+    with server.tree.root.frozen():
+        began = time.monotonic()
+        watched.apply(given[2000:4000])
         assert time.monotonic() - began < 10, "applying waited for the store"
         longest = 0.0
         while time.monotonic() - began < 15:
@@ -268,10 +227,7 @@ def test_s3_hangs_for_15_seconds(client: Client, tmp_path: Path, server: S3Serve
             longest = max(longest, time.monotonic() - asked)
             time.sleep(0.1)
         assert longest < 3
-    finally:
-        server.signal(signal.SIGCONT)
-    watched.send(given[4000:])
-    watched.await_all()
+    watched.apply(given[4000:])
     watched.await_saved()
     watched.finish()
 
@@ -281,16 +237,13 @@ def test_s3_hangs_for_15_seconds(client: Client, tmp_path: Path, server: S3Serve
 def test_s3_is_killed_and_comes_back(client: Client, tmp_path: Path, server: S3Server) -> None:
     given = rows(6000)
     watched = Watched(tmp_path, client, f"{server.bucket('dies')}/job", storage_options=server.storage_options)
-    watched.send(given[:2000])
-    watched.await_all()
+    watched.apply(given[:2000])
     watched.await_saved()
     server.kill()
-    watched.send(given[2000:4000])
-    watched.await_all()
+    watched.apply(given[2000:4000])
     until(lambda: "S3 does not answer" in watched.problems(), says=watched.job.status)
     assert watched.caught_up()
-    server.restart()
-    watched.send(given[4000:])
-    watched.await_all()
+    server.start()
+    watched.apply(given[4000:])
     watched.await_saved()
     watched.finish()

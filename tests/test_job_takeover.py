@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dask_processes import until
 from distributed import Client, LocalCluster
 from test_job_recovery import Log, counted
+from waiting import until
 
 import flowstate as fs
 

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from flowstate.sink.files import FileSink
 from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.store import Store
 from flowstate.testing.conformance_sink import PREFIX, SCHEMA, rows
+from flowstate.testing.tormentor import SmallDisk
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -146,29 +148,22 @@ def test_disk_stops_in_the_middle(tmp_path: Path) -> None:
     assert not [each for each in os.listdir(tmp_path / "out") if each.startswith(".")]
 
 
-def test_full_disk(tmp_path: Path) -> None:
+def test_full_disk(tmp_path: Path, small_disk: Callable[[int], SmallDisk]) -> None:
     """No space at the target: nothing half is visible, and publishing succeeds once there is some."""
-    out = tmp_path / "out"
+    disk = small_disk(256 << 10)
+    out = disk.folder / "out"
     out.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(out)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
-    try:
-        (out / "ballast").write_bytes(b"x" * 200_000)
-        store, sink = Store.open(tmp_path / "snapshots"), FileSink(SinkSpec("csv", "totals", str(out)))
-        (staged,) = sink.prepare(Stage(store, PREFIX, 0, 1, 1), rows(1, 9_000))
-        assert staged.bytes > 60_000
-        for _ in range(3):
-            with pytest.raises(Unavailable, match="no space left"):
-                sink.publish(store, staged)
-            assert os.listdir(out) == ["ballast"]
-        (out / "ballast").unlink()
-        sink.publish(store, staged)
-        assert everything(sink.target) == rows(1, 9_000).to_pylist()
-    finally:
-        subprocess.run(["umount", str(out)], check=True)
+    disk.fill(leave=60_000)
+    store, sink = Store.open(tmp_path / "snapshots"), FileSink(SinkSpec("csv", "totals", str(out)))
+    (staged,) = sink.prepare(Stage(store, PREFIX, 0, 1, 1), rows(1, 9_000))
+    assert staged.bytes > 60_000
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="no space left"):
+            sink.publish(store, staged)
+        assert os.listdir(out) == []
+    disk.clear()
+    sink.publish(store, staged)
+    assert everything(sink.target) == rows(1, 9_000).to_pylist()
 
 
 def test_what_dead_writers_left_is_swept(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from distributed import Client, LocalCluster
-from test_job_running import append, monthly, rows, until
+from test_job_running import append, monthly, rows
+from waiting import until
 
 import flowstate as fs
 from flowstate.errors import CorruptData, FlowstateError

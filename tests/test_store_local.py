@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from flowstate.errors import InternalError, InvalidFlow, Unavailable
 from flowstate.store import Store
 from flowstate.store.local import LocalStore
+from flowstate.testing.tormentor import SmallDisk
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,29 +82,14 @@ def test_killed_while_it_writes(tmp_path: Path, seed: int) -> None:
     assert sorted(os.listdir(tmp_path / "objects")) == names
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_full_disk(tiny_disk: Path) -> None:
-    store = Store.open(tiny_disk / "snapshots")
+def test_full_disk(small_disk: Callable[[int], SmallDisk]) -> None:
+    folder = small_disk(1 << 20).folder / "snapshots"
+    store = Store.open(folder)
     assert store.create("a", b"x" * 600_000)
     with pytest.raises(Unavailable, match="no space left"):
         store.create("b", b"y" * 600_000)
     assert store.list() == ["a"]
-    assert os.listdir(tiny_disk / "snapshots") == ["a"]
+    assert os.listdir(folder) == ["a"]
     store.delete("a")
     assert store.create("b", b"y" * 600_000)
     assert store.read("b") == b"y" * 600_000

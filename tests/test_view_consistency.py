@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from distributed import Client, LocalCluster
+from local_cluster import two_workers
 from pyarrow import flight
 
 import flowstate as fs
@@ -188,8 +188,7 @@ def snapshots(job: fs.Job) -> Callable[[int], int]:
 @pytest.mark.slow
 def test_ten_thousand_reads_are_never_torn(log: Path, tmp_path: Path) -> None:
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
+        two_workers() as client,
         fs.start(*flow(log), snapshots=tmp_path / "snapshots", every="500ms", client=client) as job,
     ):
         over = threading.Event()

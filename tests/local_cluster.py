@@ -1,0 +1,18 @@
+"""A Dask cluster on this machine, for jobs whose cluster is not what is tested (`dask_processes` is for those)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from distributed import Client, LocalCluster
+
+
+@contextlib.contextmanager
+def two_workers() -> Iterator[Client]:
+    """A client of two worker processes of one thread; one that is killed is replaced by its nanny."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
