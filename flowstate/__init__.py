@@ -14,6 +14,7 @@ The path of a row, and the rooms in its order:
 know each other, and `runtime` alone wires them. `api` is what a user holds: this module re-exports it.
 """
 
+from flowstate.api.gateway import gateway
 from flowstate.api.job import Job, Snapshot, attach, connect, open_snapshot
 from flowstate.api.start import start
 from flowstate.api.stream import dead_letters, from_arrow, scan_files, scan_kafka
@@ -43,6 +44,7 @@ __all__ = [
     "connect",
     "dead_letters",
     "from_arrow",
+    "gateway",
     "len",
     "lit",
     "open_snapshot",

@@ -72,6 +72,35 @@ def run(
     Run(cluster, outputs, takeover, **admits, **options).serve()
 
 
+@app.command()
+def gateway(
+    snapshots: Annotated[str, typer.Argument(help="Folder or URL of the job's snapshots.", show_default=False)],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any free one.")] = 8815,
+    job: Annotated[str | None, typer.Option(help="Name of the job, if it must be this one.")] = None,
+    advertise: Annotated[str | None, typer.Option(help="Name that others reach this machine by.")] = None,
+    access: Annotated[
+        str | None, typer.Option(help="TOML file that says who is let in; 'none' lets everybody read everything.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="FLOWSTATE_TOKEN", help="What is shown to workers that let in only whom they know."),
+    ] = None,
+    tls_certificate: Annotated[str | None, typer.Option(help="PEM file of the certificate.")] = None,
+    tls_key: Annotated[str | None, typer.Option(help="PEM file of its key.")] = None,
+    tls_roots: Annotated[str | None, typer.Option(help="PEM file of who signed it; else it signs itself.")] = None,
+    tls_clients: Annotated[str | None, typer.Option(help="PEM file of who signs the certificates of clients.")] = None,
+) -> None:
+    """Serve a job at one address that stays, by Arrow Flight and Flight SQL, until SIGTERM comes.
+
+    The job is found by its snapshots wherever it runs; while it is down, what it saved last answers.
+    """
+    from flowstate.command.gateway import serve
+
+    admits = serving(access, tls_certificate, tls_key, tls_roots, tls_clients)
+    serve(snapshots, job, host=host, port=port, advertise=advertise, token=token, **admits)
+
+
 def serving(
     access: str | None, certificate: str | None, key: str | None, roots: str | None, clients: str | None
 ) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,8 +55,11 @@ class RunSql(Protocol):
         fresh: Freshness = LATEST,
         who: Principal = ANYBODY,
         timeout: float | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> Statement:
-        """Begin a query; `timeout` seconds for all of it. Raises InvalidFlow, Unavailable (too many run at once: with `retry_after`)."""
+        """Begin a query; `timeout` seconds for all of it. `cancelled` is asked about 20 times a second for as long as the query runs, here
+        and in `Statement.batches`, from any thread; once it is true, the query is cancelled: whoever asked has gone. Raises InvalidFlow,
+        Unavailable (too many run at once: with `retry_after`)."""
 
     def close(self) -> None:
         """Cancel what runs."""

@@ -1,0 +1,122 @@
+"""What a gateway answers: the requests of a worker, for all partitions at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import flight
+
+from flowstate.errors import InternalError, InvalidFlow
+from flowstate.view.answer import Answer
+from flowstate.view.columns import chosen
+from flowstate.view.directory import Directory, ViewInfo
+from flowstate.view.rights import ANYBODY, Principal
+from flowstate_flight.answering import shape
+from flowstate_flight.client import FlightReader
+from flowstate_flight.expression import columns_to_read, decode_filter
+from flowstate_flight.requests import LookupStream, Requests
+from flowstate_flight.restricted import RestrictedReader
+from flowstate_flight.ticket import Ticket, freshness_of, read_keys
+
+
+class GatewayRequests(Requests):
+    """Of one principal. Making one costs nothing."""
+
+    def __init__(self, reader: FlightReader, who: Principal = ANYBODY) -> None:
+        super().__init__()
+        self._whole, self._who = reader, who
+        self.reader = RestrictedReader(reader, who)
+
+    def seen_by(self, who: Principal) -> GatewayRequests:
+        return self if who is self._who else GatewayRequests(self._whole, who)
+
+    def known(self) -> dict[str, Directory]:
+        found = self.reader.directory()
+        return {found.job: found}
+
+    def view(self, job: str, view: str) -> ViewInfo:
+        self.directory(job)
+        return self.reader.info(view)
+
+    def endpoints(self, directory: Directory, command: Ticket) -> list[flight.FlightEndpoint]:
+        """One, without a location, which means here. Its ticket is the command."""
+        return [flight.FlightEndpoint(command.to_bytes(), [])]
+
+    def ticket(self, raw: bytes) -> Ticket:
+        return Ticket.from_bytes(raw, partition=False)
+
+    def read(self, ticket: Ticket) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """A scan, or a lookup if the command has keys. The schema carries the answer."""
+        view = self.view(ticket.job, ticket.view)
+        schema = view.schema if ticket.columns is None else chosen(view.name, view.schema, ticket.columns)
+        schema = schema.remove_metadata()
+        condition = decode_filter(ticket.filter, view.schema) if ticket.filter is not None else None
+        if ticket.keys is None and self._who.rows(view.name) is None:
+            stream = self._whole.scan_reader(view.name, schema.names, condition, None, ticket.limit, ticket.fresh)
+            return stream.schema, iter(stream)
+        columns = columns_to_read(schema.names, condition)
+        if ticket.keys is not None:
+            found = self.reader.lookup(
+                view.name, self.checked_keys(view, read_keys(ticket.keys)), columns, ticket.fresh
+            )
+            batches = iter(found.to_batches())
+        else:  # what may be seen comes first, and then what was asked of it
+            found = self.reader.scan_reader(view.name, columns, None, None, None, ticket.fresh)
+            batches = iter(found)
+        return self._answer(found.schema, view).attach(schema), shape(batches, schema, condition, ticket.limit)
+
+    def lookups(self, command: dict[str, Any]) -> LookupStream:
+        return _Lookups(self, command)
+
+    def lookup(self, view: str, keys: pa.RecordBatch, fresh: object) -> tuple[pa.RecordBatch, Answer]:
+        """The rows of `keys`, wherever they are."""
+        table = self.reader.lookup(view, keys, None, freshness_of(fresh))
+        answer = self._answer(table.schema, self.reader.info(view))
+        schema = table.schema.remove_metadata()
+        found = table.combine_chunks().to_batches()
+        return (
+            pa.RecordBatch.from_arrays(found[0].columns, schema=schema)
+            if found
+            else pa.RecordBatch.from_pylist([], schema)
+        ), answer
+
+    def _answer(self, schema: pa.Schema, view: ViewInfo) -> Answer:
+        """Without a part where nobody had to be asked, for no keys."""
+        return Answer.of(schema) or Answer(self.reader.directory().job, view.name, ())
+
+    # actions
+
+    def action(self, kind: str, body: bytes) -> bytes:
+        if kind == "directory":  # whoever asks may have found that a partition is not where it was
+            self._whole.refresh()
+        return super().action(kind, body)
+
+    def cut(self, job: str, timeout: float) -> dict[str, Any]:
+        return self._whole.make_cut(timeout)
+
+    def status(self) -> dict[str, Any]:
+        """Per job what is known of it, with the partitions that did not answer lately."""
+        jobs = {}
+        for job, directory in self.known().items():
+            epochs = {str(each.partition): each.epoch for each in directory.partitions}
+            jobs[job] = {"directory": directory.version, "partitions": epochs, "away": sorted(self._whole.away())}
+        return {"gateway": True, "jobs": jobs}
+
+
+class _Lookups(LookupStream):
+    """Keys of any partition; each message may say how fresh its answer must be."""
+
+    _requests: GatewayRequests
+
+    def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, dict[str, object]]:
+        if keys is None or not {"partition", "epoch"}.isdisjoint(asked):
+            raise InvalidFlow(
+                'a message to a gateway is a batch of keys with the metadata {"id": any, "fresh"?: {...}}'
+            )
+        self._check(keys)
+        rows, answer = self._requests.lookup(self._view, keys, asked.get("fresh"))
+        if rows.schema != self.schema:
+            raise InternalError("a view has changed; begin another exchange", view=self._view)
+        return rows, answer.to_data()

@@ -1,0 +1,62 @@
+"""A gateway: one stable address for a job, for clients in any language."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from flowstate.api import arguments
+from flowstate.api.job import saved_states
+from flowstate.errors import InvalidFlow
+
+if TYPE_CHECKING:
+    from flowstate.view.tls import Tls
+    from flowstate_flight.auth import Admits
+    from flowstate_flight.gateway import Gateway
+
+
+def gateway(
+    address: str | None = None,
+    job: str | None = None,
+    *,
+    snapshots: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    advertise: str | None = None,
+    patience: float = 10.0,
+    access: Admits = None,
+    tls: Tls | None = None,
+    token: str | None = None,
+) -> Gateway:
+    """Serve a job at one address that stays, from this process, by Arrow Flight and Flight SQL (ADBC, JDBC), until it is closed:
+    ``fs.gateway(snapshots=url, port=8815).address``.
+
+    `snapshots` are those of the job (`storage_options` belong to them): by them it is found wherever it runs, and answered for, part by
+    part, by what it saved last while it is down. `address` is the Flight address of a worker, instead or besides. There need not be a job
+    yet. `patience`: seconds for one read in all. Port 0 is any free one; `advertise` is the name that others reach this machine by.
+
+    It keeps nothing of its own: start it again on the same port, or several beside each other. `access` says who is let in; without one it
+    listens on loopback alone. Where the job has an access too, `token` is what the gateway shows its workers; it may read everything, and
+    gives to each what is there for her. `tls` is the job's, or its like. Raises `InvalidFlow`, and `Unavailable` if the port is taken.
+    """
+    from flowstate_flight.client import FlightReader
+    from flowstate_flight.gateway import Gateway
+
+    if address is None and snapshots is None:
+        raise InvalidFlow("say where the job is: snapshots=, or the Flight address of one of its workers")
+    source = [] if address is None else arguments.name("address", address)
+    name = None if job is None else arguments.name("job", job)
+    arguments.name("host", host)
+    arguments.whole("port", port, 0)
+    patience = arguments.seconds("patience", patience)
+    storage_options = arguments.options("storage_options", storage_options)
+    saved = None if snapshots is None else saved_states(arguments.place("snapshots", snapshots), storage_options, name)
+    connecting = {} if tls is None else tls.connecting()
+    reader = FlightReader(source, name, saved=saved, patience=patience, token=token, **connecting)
+    try:
+        return Gateway(reader, host, port, advertise=advertise, access=access, tls=tls)
+    except BaseException:
+        reader.close()
+        raise

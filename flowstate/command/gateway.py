@@ -1,0 +1,34 @@
+"""``flowstate gateway``: one stable address for a job, for as long as it takes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from typing import Any
+
+from flowstate.api.gateway import gateway
+from flowstate.errors import FlowstateError
+
+
+def serve(snapshots: str, job: str | None, **options: Any) -> None:
+    """Until SIGTERM or SIGINT. The first line on standard output is the address. `options` are those of `fs.gateway`.
+    Raises InvalidFlow, Unavailable."""
+    asked: list[int] = []
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda number, frame: asked.append(number))
+    with gateway(snapshots=snapshots, job=job, **options) as served:
+        print(served.address, flush=True)
+        try:
+            directory = served.reader.directory()
+            _say(f"serves job {directory.job!r}: views {', '.join(directory.views)}")
+        except FlowstateError as error:
+            _say(f"nothing to serve yet: {error.message}")
+        pause = threading.Event()  # never set: its lock may be held just when the signal comes
+        while not asked:
+            pause.wait(0.1)
+    _say("stopped")
+
+
+def _say(text: str) -> None:
+    print(f"flowstate gateway: {text}", file=sys.stderr, flush=True)
