@@ -16,6 +16,7 @@ SEED ?= 1
 SEEDS ?= 10000
 DATA ?=
 ARGS ?=
+JOBS ?= 2
 
 .PHONY: help setup demo test lint bench scenarios chaos clean
 
@@ -46,8 +47,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## Run the billing job live; MONTHS=12 runs that many months as fast as it can and checks them; SEED=, DATA=
 	@exec $(PYTHON) examples/demo.py $(if $(MONTHS),--months $(MONTHS)) --seed $(SEED) $(if $(DATA),--data $(DATA)) $(ARGS)
 
-test: $(STAMP) ## Run all tests; ARGS= goes to pytest, e.g. ARGS='-m "not slow" -k billing'
-	@exec $(PYTHON) -m pytest $(ARGS)
+test: $(STAMP) ## Run all tests in JOBS=2 processes; ARGS= goes to pytest, e.g. ARGS='-m "not slow" -k billing'
+	@exec $(PYTHON) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(STAMP) ## Check style, format, types and import layers
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,64 @@ from typing import TYPE_CHECKING
 import pytest
 from kafka_broker import KafkaBroker, jars
 
+from flowstate.errors import Unavailable
+from flowstate.testing.servers import kafka as kafka_server
+from flowstate.testing.servers import s3 as s3_server
 from flowstate.testing.tormentor import SmallDisk
 
 if TYPE_CHECKING:
     from distributed import Client
+
+#: What the tests with a mark need, and how it is had.
+FETCHED: dict[str, Callable[[], object]] = {"kafka": kafka_server.jars, "s3": s3_server.program}
+
+
+#: Tests of real processes: they wait for most of their time, and measure some of it, so they run one after the other in one process of the
+#: two that `make test` starts, while the other computes.
+PROCESSES = (
+    "test_client_",
+    "test_command_",
+    "test_demo",
+    "test_epochs",
+    "test_examples",
+    "test_gateway",
+    "test_job_",
+    "test_readme",
+    "test_sink_files_killed",
+    "test_sink_http",
+    "test_sink_kafka",
+    "test_sink_s3",
+    "test_snapshot_damage",
+    "test_source_conformance",
+    "test_source_kafka",
+    "test_tormentor",
+    "test_view_consistency",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Says which tests stay together when several processes run them."""
+    if not config.pluginmanager.has_plugin("xdist"):
+        return
+    for each in items:
+        name = each.path.stem
+        each.add_marker(pytest.mark.xdist_group("processes" if name.startswith(PROCESSES) else name))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What the chosen tests need from elsewhere is fetched and built from the beginning, beside the first of them: it takes minutes, once
+    per machine. What cannot be had is told by the fixtures."""
+    if session.config.option.collectonly:
+        return
+    for mark, fetch in FETCHED.items():
+        if any(each.get_closest_marker(mark) for each in session.items):
+            threading.Thread(target=_fetch, args=(fetch,), daemon=True).start()
+
+
+def _fetch(fetch: Callable[[], object]) -> None:
+    with contextlib.suppress(Unavailable):
+        fetch()
 
 
 @pytest.fixture(scope="session")

@@ -279,7 +279,7 @@ def test_a_service_that_is_down_and_comes_back(receiver: Receiver, store: Store)
         if steps.count("answered") == 8 and step == "answered":
             receiver.kill()
 
-    sink = HttpSink(spec(receiver, patience=0.5), reached=reached)
+    sink = HttpSink(spec(receiver, patience=3.0), reached=reached)
     (staged,) = prepared(sink, store, 1)
     assert "refused" in refused(lambda: sink.publish(store, staged), Unavailable)
     assert 0 < len(receiver.rows) < 20

@@ -72,7 +72,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Client(cluster) as client,
         fs.start(
             view,
-            view.final().sink_parquet(folder / "out", partition_by="month"),
+            view.final().sink_parquet(folder / "out", partition_by="month", roll_bytes="1GB"),  # so that output stays staged
             snapshots=folder / "snapshots", every="200ms", idle_after="500ms", partitions=PARTITIONS, client=client,
         ) as job,
     ):  # fmt: skip

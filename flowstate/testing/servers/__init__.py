@@ -6,7 +6,10 @@ checkout, or ``~/.cache/flowstate``.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -15,3 +18,12 @@ def cache_folder() -> Path:
         return Path(named)
     checkout = Path(__file__).resolve().parents[3]
     return checkout / ".cache" if (checkout / "pyproject.toml").exists() else Path.home() / ".cache" / "flowstate"
+
+
+@contextlib.contextmanager
+def fetching(folder: Path) -> Iterator[None]:
+    """One process, and one thread of it, fills `folder` at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -15,7 +15,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from flowstate.clock import Clock
 from flowstate.errors import InternalError, Unavailable
-from flowstate.testing.servers import cache_folder
+from flowstate.testing.servers import cache_folder, fetching
 from flowstate.testing.servers.server import Server
 from flowstate.testing.tormentor.cluster import free_port
 from flowstate.testing.tormentor.processes import ProcessTree
@@ -40,13 +40,13 @@ def jars() -> Path:
     folder = cache_folder() / "kafka" / VERSION
     if reason := missing():
         raise Unavailable(reason)
-    if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={folder}"]
-        fetched = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        if fetched.returncode:
-            raise Unavailable(f"maven could not fetch the broker: {fetched.stdout[-2000:]}{fetched.stderr[-2000:]}")
-        (folder / "complete").touch()
+    with fetching(folder):
+        if not (folder / "complete").exists():
+            command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={folder}"]
+            fetched = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            if fetched.returncode:
+                raise Unavailable(f"maven could not fetch the broker: {fetched.stdout[-2000:]}{fetched.stderr[-2000:]}")
+            (folder / "complete").touch()
     return folder
 
 

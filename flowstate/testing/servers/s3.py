@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
@@ -12,7 +11,7 @@ from typing import Any
 
 from flowstate.clock import Clock
 from flowstate.errors import Unavailable
-from flowstate.testing.servers import cache_folder
+from flowstate.testing.servers import cache_folder, fetching
 from flowstate.testing.servers.server import Server
 from flowstate.testing.tormentor.cluster import free_port
 from flowstate.testing.tormentor.processes import ProcessTree
@@ -37,9 +36,7 @@ def program() -> Path:
     if reason := missing():
         raise Unavailable(reason)
     path = _program()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with fetching(path.parent):
         if not path.exists():
             module = f"github.com/versity/versitygw/cmd/versitygw@{VERSION}"
             environment = {**os.environ, "GOBIN": str(path.parent)}

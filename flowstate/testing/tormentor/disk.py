@@ -28,8 +28,8 @@ class SmallDisk(marks.Undone):
     @staticmethod
     def missing() -> str | None:
         """Why there can be none here, or None."""
-        if shutil.which("mount") is None or os.geteuid() != 0:
-            return "mounting a small disk needs root on Linux"
+        if shutil.which("mount") is None or os.geteuid() != 0 or not _may_mount():
+            return "mounting a small disk needs root on Linux, with the right to mount (in a container: CAP_SYS_ADMIN)"
         return None
 
     @property
@@ -54,3 +54,11 @@ class SmallDisk(marks.Undone):
 
     def undo(self) -> None:
         marks.run("umount", "--lazy", str(self.folder), check=False)
+
+
+def _may_mount() -> bool:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) >> 21 & 1)
+    return False
