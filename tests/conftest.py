@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import go_reader
 import pytest
 from kafka_broker import KafkaBroker, jars
 
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     from distributed import Client
 
 #: What the tests with a mark need, and how it is had.
-FETCHED: dict[str, Callable[[], object]] = {"kafka": kafka_server.jars, "s3": s3_server.program}
+FETCHED: dict[str, Callable[[], object]] = {
+    "kafka": kafka_server.jars,
+    "s3": s3_server.program,
+    "go": go_reader.build,
+}
 
 
 #: Tests of real processes: they wait for most of their time, and measure some of it, so they run one after the other in one process of the

@@ -1,11 +1,13 @@
 """SQL over live views: DuckDB in the asker's process, its columns and filters pushed into the partitions.
 
 `catalog` gives DuckDB a `pyarrow.dataset.Dataset` per view with nothing behind it but Flight; `pushdown` reads from DuckDB's own
-syntax tree which views a query names; `session` is the locked-down DuckDB around them.
+syntax tree which views a query names; `session` is the locked-down DuckDB around them; `attach` puts the views
+into the user's own.
 """
 
 from __future__ import annotations
 
+from flowstate_sql.attach import Attached, attach, detach
 from flowstate_sql.session import Session
 
-__all__ = ["Session"]
+__all__ = ["Attached", "Session", "attach", "detach"]
