@@ -84,9 +84,7 @@ def location_of(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{shown}:{port}"
 
 
-def server_options(
-    host: str, access: Admits, tls: Tls | None = None, *, internal: str | None = None, clock: Clock | None = None
-) -> dict[str, Any]:
+def server_options(host: str, access: Admits, tls: Tls | None = None, *, internal: str | None = None) -> dict[str, Any]:
     """Arguments of `FlightServerBase` for a service that listens at `host`; none that cost a call anything without an access.
     `internal` is the token of `INTERNAL`. Raises InvalidFlow if others than this machine would be let in without a word about it."""
     options: dict[str, Any] = {} if tls is None else tls.serving()
@@ -101,7 +99,7 @@ def server_options(
             )
         return options
     certificates = tls is not None and tls.clients is not None
-    options["middleware"] = {NAME: _Factory(access, internal, certificates, clock or SystemClock())}
+    options["middleware"] = {NAME: _Factory(access, internal, certificates)}
     if not certificates:
         options["auth_handler"] = _Handshakes()
     return options
@@ -160,8 +158,8 @@ class _Middleware(flight.ServerMiddleware):
 class _Factory(flight.ServerMiddlewareFactory):
     """Called by gRPC at the beginning of every call. Whatever goes wrong here must not reach the client with its traceback."""
 
-    def __init__(self, access: Access, internal: str | None, certificates: bool, clock: Clock) -> None:
-        self.access, self.clock = access, clock
+    def __init__(self, access: Access, internal: str | None, certificates: bool) -> None:
+        self.access, self.clock = access, SystemClock()
         self._internal, self._certificates = internal and internal.encode(), certificates
 
     def start_call(self, info: Any, headers: dict[str, list[Any]]) -> _Middleware:

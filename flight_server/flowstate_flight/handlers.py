@@ -45,6 +45,8 @@ def clean(handler: Handler) -> Handler:
         except BaseException as error:
             raise to_flight(error) from None
 
+    # pyarrow sends the traceback of a Flight error that comes from get_schema, and from it alone: a frame without a file says no path.
+    wrapped.__code__ = wrapped.__code__.replace(co_filename="flowstate")  # type: ignore[attr-defined]
     return wrapped  # type: ignore[return-value]
 
 

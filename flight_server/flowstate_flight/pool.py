@@ -104,8 +104,8 @@ class Pool:
             except Refused:
                 self._credentials.renew()  # it may have lasted longer than what was shown when it began
         for last in (not self._credentials.renewable, True):
-            call = self._begin(location, job, view, keys.schema, patience - (self._clock.monotonic() - begun))
             try:
+                call = self._begin(location, job, view, keys.schema, patience - (self._clock.monotonic() - begun))
                 return self._use(
                     place, call, partition, epoch, keys, patience - (self._clock.monotonic() - begun), fresh
                 )
@@ -259,6 +259,10 @@ class Stream:
         self._reader, self.schema, self._watchdog, self.patience = reader, schema, watchdog, patience
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return (batch for batch, _ in self.messages())
+
+    def messages(self) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+        """Batches with the application metadata beside them."""
         while True:
             try:
                 with self._watchdog.watch(self._reader, self.patience):
@@ -268,7 +272,8 @@ class Stream:
             except (pa.ArrowException, flight.FlightError, OSError) as error:
                 raise from_flight(error) from error
             if chunk.data is not None:
-                yield chunk.data
+                beside = chunk.app_metadata
+                yield chunk.data, beside.to_pybytes() if beside is not None else b""
 
     def cancel(self) -> None:
         self._reader.cancel()

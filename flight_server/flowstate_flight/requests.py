@@ -327,7 +327,7 @@ class LookupStream:
 
     def __init__(self, requests: Requests, command: dict[str, Any]) -> None:
         if command.get("kind") != "lookup":
-            raise InvalidFlow("an exchange is of kind 'lookup' or 'partition-exchange'", kind=command.get("kind"))
+            raise InvalidFlow("an exchange is of kind 'lookup'", kind=command.get("kind"))
         unknown = sorted(set(command) - {"v", "kind", "job", "view"})
         if unknown or command.get("v") != 1:
             raise InvalidFlow("the command of an exchange is {v=1, kind, job, view}", unknown=unknown[:5])

@@ -38,10 +38,10 @@ import tomllib
 from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowstate.clock import Clock, SystemClock
@@ -54,6 +54,7 @@ TOKEN, LOGIN = "fst_", "fsl_"  # how tokens begin: those that are given out, and
 LONGEST = 4096  # characters of a credential
 SCRYPT = (1 << 14, 8, 1)  # 16 MB and about 40 ms per password
 LOGINS, PATIENCE = 2, 5.0  # logins that are checked at once, and seconds that another waits for its turn
+_PLAIN = (type(None), bool, int, float, str, bytes, Decimal, dt.date, dt.time)
 _FIELDS = {"tokens", "password", "certificates", "expires", "grants"}
 
 
@@ -242,11 +243,9 @@ def _rows(name: str, given: Any) -> pc.Expression | None:
     for column, values in given.items():
         one: pc.Expression = pc.scalar(False)
         for value in values if isinstance(values, list) else [values]:
-            try:
-                holds = pc.field(column).is_null() if value is None else pc.field(column) == pc.scalar(value)
-            except (pa.ArrowException, TypeError, ValueError):
-                raise InvalidFlow("'rows' of a grant holds plain values", principal=name, column=column) from None
-            one = one | holds
+            if not isinstance(value, _PLAIN):
+                raise InvalidFlow("'rows' of a grant holds plain values", principal=name, column=column)
+            one = one | (pc.field(column).is_null() if value is None else pc.field(column) == pc.scalar(value))
         whole = one if whole is None else whole & one
     return whole
 
@@ -276,7 +275,7 @@ def _bytes(credential: str) -> bytes | None:
 
 
 def _scrypt(password: str, cost: int, blocks: int, lanes: int, salt: bytes) -> bytes:
-    room = 256 * cost * blocks * lanes
+    room = 128 * blocks * (cost + lanes + 2) + (1 << 20)
     return hashlib.scrypt(password.encode(), salt=salt, n=cost, r=blocks, p=lanes, maxmem=room, dklen=32)
 
 
@@ -285,7 +284,13 @@ def _parts(stored: str) -> tuple[int, int, int, bytes, bytes]:
     kind, *numbers, salt, wanted = stored.split(":")
     cost, blocks, lanes = (int(each) for each in numbers)
     found = cost, blocks, lanes, b64decode(salt, validate=True), b64decode(wanted, validate=True)
-    sound = 1 < cost <= 1 << 18 and cost & (cost - 1) == 0 and 0 < blocks <= 16 and 0 < lanes <= 4
+    sound = (
+        1 < cost <= 1 << 18
+        and cost & (cost - 1) == 0
+        and 0 < blocks <= 16
+        and 0 < lanes <= 4
+        and cost * blocks <= 1 << 20
+    )
     if kind != "scrypt" or not sound or len(found[4]) != 32:
         raise ValueError
     return found

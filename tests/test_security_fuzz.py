@@ -1,0 +1,322 @@
+"""Whatever comes in from outside, a guarded service answers cleanly, lets nobody in by it, and loses nothing by it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from flight_tables import TABLES
+from guarded import INTERNAL, PASSWORD, Guarded, config, shows, token
+from pyarrow import flight
+
+import flowstate as fs
+from flowstate.errors import FlowstateError
+from flowstate.view import access as access_of
+from flowstate_flight import auth
+from flowstate_flight.ticket import Ticket, write_keys
+
+SCHEMA = TABLES["subtotals"].schema
+KEYS = pa.record_batch({"customer": ["customer-3"], "kind": ["b"]})
+VALUES: list[Any] = [
+    1, 0, -1, 4, "lookup", "partition-exchange", "billing", "other", "subtotals", "secrets", "AAAA", "", None, True, 1.5, 2**80,
+    ["total"], [], {}, {"cut": 1}, "ÿ\u0000", "x" * 2000, [[[]]], "events-0",
+]  # fmt: skip
+FIELDS = [
+    "v",
+    "kind",
+    "job",
+    "view",
+    "partition",
+    "columns",
+    "filter",
+    "keys",
+    "limit",
+    "fresh",
+    "wait",
+    "epoch",
+    "timeout",
+    "id",
+    "q",
+]
+FILTERS = [
+    bytes(each.to_substrait(SCHEMA))
+    for each in (pc.field("events") > 3, pc.field("customer").isin(["customer-4", "b"]))
+]
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Guarded]:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(access_of, "SCRYPT", (2, 1, 1))  # thousands of logins are tried
+    patch.setattr(access_of, "_NOBODY", fs.Access.hash_password("x" * 8))
+    held = config()
+    held["principals"]["anna"]["password"] = fs.Access.hash_password(PASSWORD)
+    guarded = Guarded(access=fs.Access(held))
+    guarded.service.set_cut_handler(lambda job, timeout: {"cut": 1, "position": {}})
+    yield guarded
+    guarded.close()
+    patch.undo()
+
+
+def damaged(chance: Random, raw: bytes) -> bytes:
+    """With some bytes changed, left out or put in."""
+    found = bytearray(raw)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(found) + 1)
+        match chance.randrange(3):
+            case 0:
+                found[at : at + 1] = bytes([chance.randrange(256)])
+            case 1:
+                del found[at : at + chance.randint(1, 3)]
+            case _:
+                found[at:at] = chance.randbytes(chance.randint(1, 3))
+    return bytes(found)
+
+
+def sound(chance: Random) -> dict[str, Any]:
+    data: dict[str, Any] = {"v": 1, "job": "billing", "view": "subtotals", "partition": chance.randrange(3)}
+    match chance.randrange(4):
+        case 0:
+            data["filter"] = b64encode(damaged(chance, chance.choice(FILTERS))).decode()
+        case 1:
+            data["keys"] = b64encode(damaged(chance, write_keys(KEYS))).decode()
+        case 2:
+            data["columns"] = chance.sample(SCHEMA.names, 2)
+    return data
+
+
+def raw_ticket(chance: Random) -> bytes:
+    match chance.randrange(5):
+        case 0:
+            return chance.randbytes(chance.randrange(60))
+        case 1:
+            return damaged(chance, json.dumps(sound(chance)).encode())
+        case 2:
+            return json.dumps({**sound(chance), chance.choice(FIELDS): chance.choice(VALUES)}).encode()
+        case 3:
+            return json.dumps(
+                {each: chance.choice(VALUES) for each in chance.sample(FIELDS, chance.randint(0, 6))}
+            ).encode()
+        case _:
+            return json.dumps(sound(chance)).encode()
+
+
+def clean(call: Callable[[], Any]) -> Any:
+    """Its result; None if it ends in an error as clients know them."""
+    try:
+        return call()
+    except (flight.FlightServerError, flight.FlightUnavailableError) as error:
+        found: flight.FlightError = error
+    kind = json.loads(found.extra_info)["kind"]
+    assert kind in ("InvalidFlow", "Unavailable", "Moved"), found
+    assert "Traceback" not in str(found)
+    return None
+
+
+def only_hers(found: pa.Table | None) -> None:
+    """She sees no row of another, whatever she asks."""
+    if found is not None and "customer" in found.schema.names:
+        assert set(found.column("customer").to_pylist()) <= {"customer-3"}
+
+
+def test_fuzzed_tickets_commands_and_actions(guarded: Guarded) -> None:
+    chance = Random(5)
+    hers, empty = shows(token("anna")), 0
+    with flight.connect(guarded.service.location) as client:
+        for _ in range(1500):
+            raw = raw_ticket(chance)
+            only_hers(clean(lambda: client.do_get(flight.Ticket(raw), hers).read_all()))  # noqa: B023
+            command = flight.FlightDescriptor.for_command(re.sub(rb', "partition": \d', b"", raw))
+            info = clean(lambda: client.get_flight_info(command, hers))  # noqa: B023
+            empty += info is None
+            kind = chance.choice(["lookup", "directory", "cut", "status", "ping", "nonsense", "Lookup\0"])
+            done = clean(lambda: [each.body.to_pybytes() for each in client.do_action(flight.Action(kind, raw), hers)])  # noqa: B023
+            if done and kind == "lookup":
+                only_hers(pa.ipc.open_stream(done[0]).read_all())
+            assert b"secrets" not in b"".join(done or [])
+        assert 0 < empty < 1500
+        for _ in range(300):
+            begin = raw_ticket(chance).replace(
+                b'"partition"', b'"kind": "lookup", "q"' if chance.random() < 0.5 else b'"x"'
+            )
+            writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(begin), hers)
+            clean(reader.read_chunk)
+            with contextlib.suppress(flight.FlightError, pa.ArrowException):
+                writer.close()
+        assert client.do_get(
+            flight.Ticket(Ticket("billing", "subtotals", 0).to_bytes()), shows(token("boss"))
+        ).read_all()
+
+
+def test_fuzzed_keys_and_metadata_in_an_exchange(guarded: Guarded) -> None:
+    """Each message has its answer, in order, and the exchange goes on."""
+    chance = Random(6)
+    command = flight.FlightDescriptor.for_command(b'{"v": 1, "kind": "lookup", "job": "billing", "view": "subtotals"}')
+    names = [f"customer-{each}" for each in range(8)] + [None, "", "ÿ", "\0"]
+    with flight.connect(guarded.service.location) as client:
+        writer, reader = client.do_exchange(command, shows(token("anna")))
+        writer.begin(KEYS.schema)
+        found = 0
+        for number in range(3000):
+            keys = pa.record_batch(
+                {
+                    each: pa.array(chance.choices(names if each == "customer" else ["a", "b", None], k=3), pa.string())
+                    for each in ("customer", "kind")
+                }
+            )
+            asked: Any = {"partition": chance.randrange(3), "id": number}
+            if chance.random() < 0.5:
+                asked = chance.choice(
+                    [{**asked, chance.choice(FIELDS): chance.choice(VALUES)}, chance.choice(VALUES), {}]
+                )
+            raw = json.dumps(asked).encode()
+            writer.write_with_metadata(keys, damaged(chance, raw) if chance.random() < 0.2 else raw)
+            chunk = reader.read_chunk()
+            reply = json.loads(chunk.app_metadata.to_pybytes())
+            assert ("answer" in reply) != ("error" in reply)
+            if "error" in reply:
+                assert reply["error"]["kind"] in ("InvalidFlow", "Moved", "Unavailable")
+            else:
+                found += chunk.data.num_rows
+                only_hers(pa.Table.from_batches([chunk.data]))
+        assert found > 0
+        writer.done_writing()
+        writer.close()
+
+
+def test_fuzzed_headers_let_nobody_in(guarded: Guarded) -> None:
+    chance = Random(7)
+    shown = [
+        token("boss"),
+        INTERNAL,
+        guarded.access.login("anna", PASSWORD) or "",
+        b64encode(f"anna:{PASSWORD}".encode()).decode(),
+    ]
+    plain = [chr(each) for each in range(32, 127)]
+    with flight.connect(guarded.service.location) as client:
+        for _ in range(2000):
+            text = damaged(chance, chance.choice(shown).encode()).decode("latin-1")
+            text = "".join(each if each in plain else chance.choice(plain) for each in text)  # gRPC carries no others
+            kind = chance.choice(["Bearer ", "bearer ", "Basic ", "Bearer", "", "Digest "])
+            if text.strip() in shown:
+                continue
+            options = flight.FlightCallOptions(headers=[(b"authorization", (kind + text).encode())], timeout=20)
+            with pytest.raises(flight.FlightUnauthenticatedError, match=auth.NOT_LET_IN):
+                list(client.list_flights(options=options))
+
+
+def test_fuzzed_handshakes_and_tokens_let_nobody_in(guarded: Guarded) -> None:
+    """At the door itself, since clients send only what is well formed."""
+    chance = Random(8)
+    door = auth.server_options("127.0.0.1", guarded.access, internal=INTERNAL)["middleware"][auth.NAME]
+    right = b64encode(f"anna:{PASSWORD}".encode()).decode()
+    login = guarded.access.login("anna", PASSWORD)
+    assert login is not None
+
+    class Info:
+        method = flight.FlightMethod.HANDSHAKE
+
+    class Other:
+        method = flight.FlightMethod.DO_GET
+
+    assert door.start_call(Info, {"authorization": [f"Basic {right.rstrip('=')}"]}).sending_headers()
+    for _ in range(3000):
+        raw = (
+            damaged(chance, right.encode()).decode("latin-1")
+            if chance.random() < 0.7
+            else b64encode(chance.randbytes(chance.randrange(40))).decode()
+        )
+        if _credential(raw) == f"anna:{PASSWORD}":
+            continue
+        shown: list[Any] = [chance.choice(["Basic ", "basic ", "Bearer ", ""]) + raw]
+        if chance.random() < 0.2:
+            shown = chance.choice([[], [*shown, *shown], [b"\xff" + raw.encode("latin-1")], [None], [5]])
+        with pytest.raises(flight.FlightUnauthenticatedError, match=auth.NOT_LET_IN):
+            door.start_call(Info, {"authorization": shown})
+    for _ in range(3000):
+        given = damaged(chance, chance.choice([login, token("boss"), INTERNAL]).encode()).decode("latin-1")
+        if chance.random() < 0.2:
+            given = "".join(
+                chr(chance.choice([0, 46, 95, 0xD800, 0x1F600, chance.randrange(0x10FFFF)])) for _ in range(20)
+            )
+        if given.strip() in (login, token("boss"), INTERNAL):
+            continue
+        assert guarded.access.of_token(given) is None
+        with pytest.raises(flight.FlightUnauthenticatedError, match=auth.NOT_LET_IN):
+            door.start_call(Other, {"authorization": [f"Bearer {given}"]})
+
+
+def _credential(raw: str) -> str:
+    """What a door that is as lenient as may be would make of it."""
+    try:
+        return b64decode(raw.strip() + "=" * (-len(raw.strip()) % 4)).decode()
+    except ValueError:
+        return ""
+
+
+def test_files_of_access_of_any_content_are_read_or_refused() -> None:
+    chance = Random(9)
+    pieces: list[Any] = [
+        config(),
+        config()["principals"],
+        config()["principals"]["anna"],
+        [],
+        {},
+        None,
+        "x",
+        1,
+        ["sha256:"],
+        {"a": {}},
+        [{}],
+    ]
+    for _ in range(1000):
+        data = config()
+        place: Any = data
+        for _ in range(chance.randint(0, 3)):
+            keys = (
+                list(place) if isinstance(place, dict) else list(range(len(place))) if isinstance(place, list) else []
+            )
+            if keys:
+                place, above, key = place[(key := chance.choice(keys))], place, key
+                if chance.random() < 0.5 or not isinstance(place, dict | list):
+                    above[key] = chance.choice(pieces)
+                    break
+        with contextlib.suppress(FlowstateError):
+            fs.Access(data)
+
+
+def test_noise_on_the_port_and_thousands_of_refusals_leave_nothing_open(guarded: Guarded) -> None:
+    chance = Random(10)
+    place = ("127.0.0.1", guarded.service.port)
+
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    with flight.connect(guarded.service.location) as client:
+        list(client.list_flights(options=shows(token("anna"))))
+        before = opened()
+        for _ in range(200):
+            with socket.create_connection(place, timeout=10) as raw:
+                begin = chance.choice(
+                    [b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01"]
+                )
+                raw.sendall(begin + chance.randbytes(chance.randrange(200)))
+        for _ in range(50):
+            with flight.connect(guarded.service.location) as stranger, pytest.raises(flight.FlightUnauthenticatedError):
+                list(stranger.list_flights())
+        deadline = time.monotonic() + 20
+        while opened() > before + 5 and time.monotonic() < deadline:
+            time.sleep(0.05)  # the server closes its ends when it sees that they are gone
+        assert opened() <= before + 5
+        assert [each.descriptor.path[1] for each in client.list_flights(options=shows(token("anna")))] == [b"subtotals"]
