@@ -19,6 +19,7 @@ from flowstate_flight.expression import columns_to_read, decode_filter
 from flowstate_flight.requests import LookupStream, Requests
 from flowstate_flight.restricted import RestrictedReader
 from flowstate_flight.ticket import Ticket, freshness_of, read_keys
+from flowstate_flight.visible import seen_by
 
 
 class GatewayRequests(Requests):
@@ -33,8 +34,8 @@ class GatewayRequests(Requests):
         return self if who is self._who else GatewayRequests(self._whole, who)
 
     def known(self) -> dict[str, Directory]:
-        found = self.reader.directory()
-        return {found.job: found}
+        found = seen_by(self._who, self._whole.directory())
+        return {} if found is None else {found.job: found}
 
     def view(self, job: str, view: str) -> ViewInfo:
         self.directory(job)
