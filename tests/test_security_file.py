@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import inspect
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from guarded import (
 )
 
 import flowstate as fs
+from flowstate.command.main import serving
 from flowstate.errors import InvalidFlow
 
 FILE = """
@@ -103,10 +107,41 @@ def test_a_file_that_is_no_toml_shows_nothing(tmp_path: Path) -> None:
         fs.Access.hash_password("short")
 
 
-def test_a_token_is_made_from_the_command_line() -> None:
-    """As the documentation says it."""
-    program = "import flowstate as fs; print(*fs.Access.make_token())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    made, hashed = done.stdout.split()
-    access = fs.Access({"principals": {"a": {"tokens": [hashed], "grants": [{"actions": ["read"]}]}}})
+def test_credentials_are_made_on_the_command_line(tmp_path: Path) -> None:
+    def run(*words: str, given: str = "") -> list[str]:
+        program = [sys.executable, "-m", "flowstate.command", *words]
+        done = subprocess.run(program, input=given, capture_output=True, text=True, timeout=60, check=True)
+        assert not done.stderr
+        return done.stdout.split()
+
+    made, hashed = run("token")
+    (password,) = run("password", given=f"{PASSWORD}\n")
+    file = tmp_path / "access.toml"
+    file.write_text(FILE.format(token=hashed, password=password))
+    access = fs.Access.from_file(file)
     assert access.of_token(made) is not None
+    assert access.login("anna", PASSWORD) is not None
+    given = serving(str(file), None, None, None, None)
+    assert (given["access"].fingerprint, given["tls"]) == (access.fingerprint, None)
+    with pytest.raises(InvalidFlow, match="belong together"):
+        serving(None, "certificate.pem", None, None, None)
+
+
+def test_the_page_about_it_is_right() -> None:
+    """Its file is one, and its calls have these arguments."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "security.md").read_text()
+    (text,) = re.findall("```toml\n(.*?)```", page, re.DOTALL)
+    made, hashed = fs.Access.make_token()
+    access = fs.Access(tomllib.loads(text.replace("sha256:...", hashed).replace("scrypt:...", HASHED)))
+    dashboard = access.of_token(made)
+    assert dashboard is not None
+    assert dashboard.views(["monthly_subtotals", "others"], "sql") == ["monthly_subtotals"]
+    assert access.of_certificate("anna.example.org") is not None
+    assert access.login("anna", PASSWORD) is not None
+    for call, given in (
+        (fs.start, {"access", "tls"}),
+        (fs.connect, {"token", "login", "tls_root_certs"}),
+        (fs.gateway, {"access", "tls", "token"}),
+        (fs.Tls.from_files, {"certificate", "key", "roots", "clients"}),
+    ):
+        assert given <= set(inspect.signature(call).parameters)

@@ -17,6 +17,9 @@ from flowstate.view.directory import Directory, ViewInfo
 from flowstate.view.rights import Action, Principal
 from flowstate_flight.expression import encode_filter
 
+#: Filters that are kept, since making one takes as long as a lookup.
+KEPT = 1000
+_made: dict[tuple[int, str, str], tuple[Principal, ViewInfo, RowFilter]] = {}
 UNREADABLE = "a row of this view cannot be read now; ask who runs this job"
 
 
@@ -57,7 +60,15 @@ class RowFilter:
 def row_filter(who: Principal, info: ViewInfo, action: Action = "read") -> RowFilter | None:
     """What must be applied to whatever is read of a view; None if every row may be seen. Raises InvalidFlow."""
     rows = who.rows(info.name, action)
-    return None if rows is None else RowFilter(rows, info)
+    if rows is None:
+        return None
+    place = id(who), info.name, action
+    known = _made.get(place)
+    if known is None or known[0] is not who or known[1] is not info:
+        if len(_made) >= KEPT:
+            _made.clear()
+        known = _made[place] = who, info, RowFilter(rows, info)
+    return known[2]
 
 
 def seen_by(who: Principal, directory: Directory, action: Action = "read") -> Directory | None:

@@ -101,6 +101,26 @@ def gateway(
     serve(snapshots, job, host=host, port=port, advertise=advertise, token=token, **admits)
 
 
+@app.command()
+def token() -> None:
+    """Make a bearer token: the first line is for its holder, the second stands for it in the file of the access."""
+    from flowstate.view.access import Access
+
+    print(*Access.make_token(), sep="\n")
+
+
+@app.command()
+def password() -> None:
+    """Ask for a password, and say what stands for it in the file of the access."""
+    from flowstate.view.access import Access
+
+    if sys.stdin.isatty():
+        given = str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
+    else:
+        given = sys.stdin.readline().rstrip("\n")
+    print(Access.hash_password(given))
+
+
 def serving(
     access: str | None, certificate: str | None, key: str | None, roots: str | None, clients: str | None
 ) -> dict[str, Any]:

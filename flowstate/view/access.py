@@ -6,13 +6,13 @@ In TOML::
     signing_key = "at least 32 characters"   # only where several services that are started apart shall accept each other's logins
 
     [principals.dashboard]
-    tokens = ["sha256:..."]                  # from Access.make_token()
+    tokens = ["sha256:..."]                  # from `flowstate token`, or Access.make_token()
     [[principals.dashboard.grants]]
     actions = ["read", "sql"]
     views = ["monthly_subtotals"]            # left out: all
 
     [principals.anna]
-    password = "scrypt:..."                  # from Access.hash_password(...)
+    password = "scrypt:..."                  # from `flowstate password`, or Access.hash_password(...)
     certificates = ["anna.example.org"]      # subject alternative name of a client certificate (mutual TLS)
     expires = 2027-01-01                     # from then on nobody is anna any more
     [[principals.anna.grants]]
