@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 from certificates import Authority
-from distributed import Client
+from distributed import Client, LocalCluster
 from pyarrow import flight
 from waiting import until
 
@@ -96,3 +98,32 @@ def test_a_job_with_access_and_tls(client: Client, tmp_path: Path, caplog: pytes
         for file in tmp_path.rglob("*"):
             assert not file.is_file() or each.encode() not in file.read_bytes(), file
     assert any(file.is_file() for file in (tmp_path / "snapshots").rglob("*"))
+
+
+def reached() -> str | None:
+    """An address of this machine that others reach it by."""
+    found = [each.address for them in psutil.net_if_addrs().values() for each in them if each.family == socket.AF_INET]
+    return next((each for each in found if not each.startswith("127.")), None)
+
+
+@pytest.mark.skipif(reached() is None, reason="this machine has no address but loopback")
+def test_workers_that_others_reach_want_to_be_told_who_is_let_in(tmp_path: Path) -> None:
+    """Before anything is started on them; and the same once it is said that everybody is."""
+    view = fs.from_arrow(pa.table({"key": ["a", "b", "a"]})).group_by("key").agg(rows=fs.len()).view("counts")
+    with (
+        LocalCluster(
+            n_workers=1, processes=False, host=reached(), protocol="tcp", memory_limit=0, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        with pytest.raises(
+            InvalidFlow, match=r"give access=fs.Access.from_file.*access='none' says that it is meant so"
+        ):
+            fs.start(view, snapshots=tmp_path, client=client)
+        assert client.sync(client.scheduler.flowstate_request, operation="jobs") is None
+        with fs.start(view, snapshots=tmp_path, client=client, access="none") as job:
+            job.wait(timeout=60)
+            assert job.address.startswith(f"grpc://{reached()}:")
+            assert job["counts"]["a"]["rows"].to_pylist() == [2]
+            with flight.connect(job.address) as plain:
+                assert b"counts" in [each.descriptor.path[1] for each in plain.list_flights()]

@@ -38,8 +38,10 @@ from pyarrow import flight
 import flowstate as fs
 from flowstate.clock import ManualClock
 from flowstate.errors import InvalidFlow
+from flowstate.runtime.pinging import ping
 from flowstate.view.rights import ANYBODY
 from flowstate_flight import FlightReader, FlightService, auth, connect
+from flowstate_flight.credentials import Credentials
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +278,8 @@ def test_mutual_tls(authority: Authority) -> None:
         reads(signer=Authority())
     with pytest.raises(fs.Unavailable):
         reads(cert_chain=None, private_key=None)
+    own = Credentials(token=INTERNAL, **tls.connecting())
+    assert ping(guarded.service.location, own, number=1) == {}
     with connect(guarded.service.location, "billing", token=INTERNAL, **tls.connecting()) as whole:
         assert whole.scan("subtotals").num_rows == SUBTOTALS.num_rows
     guarded.close()
