@@ -145,6 +145,25 @@ CALLS: dict[str, Call] = {
 }
 
 
+def _raw(view: str, job: str, **fields: Any) -> flight.Ticket:
+    data = {"v": 1, "job": job, "view": view, "partition": 0, **fields}
+    return flight.Ticket(json.dumps(data).encode())
+
+
+#: What has tests of its own where it is allowed.
+REFUSED: dict[str, Call] = {
+    "changes": lambda c, o, job, view: c.do_get(_raw(view, job, changes=True), o).read_chunk(),
+    "partial query": lambda c, o, job, view: c.do_get(_raw(view, job, partial="{}"), o).read_all(),
+    "in a cut": lambda c, o, job, view: c.do_get(_raw(view, job, fresh={"cut": 1}), o).read_all(),
+    "past a position": lambda c, o, job, view: c.do_get(
+        _raw(view, job, fresh={"at_least": {"events-0": [10**9, 0]}}), o
+    ).read_all(),
+    "unknown columns": lambda c, o, job, view: c.do_get(_raw(view, job, columns=["nonsense"]), o).read_all(),
+    "damaged keys": lambda c, o, job, view: c.do_get(_raw(view, job, keys="AAAA"), o).read_all(),
+    "damaged filter": lambda c, o, job, view: c.do_get(_raw(view, job, filter="AAAA"), o).read_all(),
+}
+
+
 def outcome(call: Callable[[], Any], *names: str) -> tuple[str, Any]:
     """What comes of it: there, or the error with `names` taken out, and whatever tells it from another."""
     try:
