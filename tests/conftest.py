@@ -52,7 +52,6 @@ PROCESSES = (
 )
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Says which tests stay together when several processes run them."""
     if not config.pluginmanager.has_plugin("xdist"):
