@@ -52,6 +52,7 @@ PROCESSES = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Says which tests stay together when several processes run them."""
     if not config.pluginmanager.has_plugin("xdist"):
