@@ -26,6 +26,7 @@ from flowstate.source import make_source
 from flowstate.source.base import TOPIC_ID
 from flowstate.state.watermark import TIMELESS
 from flowstate.store import Store
+from flowstate_flight.credentials import Credentials
 
 
 class Discovery:
@@ -93,8 +94,9 @@ class Beginning:
         return [entry.label for entry in self.splits.values() if entry.end is not None and follow[entry.source]]
 
 
-def begin(spec: JobSpec, clock: Clock) -> Beginning:
-    """Claim the run, which fences every run before it. Raises InvalidFlow when one is alive, unless `spec.takeover`."""
+def begin(spec: JobSpec, clock: Clock, credentials: Credentials | None = None) -> Beginning:
+    """Claim the run, which fences every run before it. `credentials` are shown where one may be alive. Raises InvalidFlow when
+    one is, unless `spec.takeover`."""
     store = Store.open(spec.snapshots, **spec.storage_options)
     jobs = JobChain(store)
     before = jobs.load()
@@ -115,7 +117,7 @@ def begin(spec: JobSpec, clock: Clock) -> Beginning:
                 snapshots=spec.snapshots,
             )
         if not spec.takeover:
-            refuse_if_alive(store, before, clock)
+            refuse_if_alive(store, before, clock, credentials or Credentials())
         if before.partitions != spec.partitions:
             _cut_of(store, spec, before)
             # First of all no other run may go on: one that is replaced would claim the old partitions again, and hand over what the new

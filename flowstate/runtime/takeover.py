@@ -7,6 +7,7 @@ taken over on purpose, and only one of them ever writes.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from flowstate.snapshot.beacon import Beacon
 from flowstate.snapshot.job_record import JobRecord
 from flowstate.store import Store
 from flowstate.view.directory import Directory
+from flowstate_flight.credentials import Credentials
 
 PATIENCE = 3.0  # seconds: a lease, and the time that a process takes to end when its supervisor is gone
 AGAIN = 0.25
@@ -29,11 +31,11 @@ class Living(NamedTuple):
     location: str
 
 
-def refuse_if_alive(store: Store, record: JobRecord, clock: Clock) -> None:
+def refuse_if_alive(store: Store, record: JobRecord, clock: Clock, credentials: Credentials) -> None:
     """Raises InvalidFlow, with where it is, when a run of this job goes on. A run whose supervisor died answers for as long as its
     last lease; so it is asked for up to `PATIENCE` seconds before it counts as alive."""
     deadline = clock.monotonic() + PATIENCE
-    while (living := living_run(store, record)) is not None:
+    while (living := living_run(store, record, credentials)) is not None:
         if clock.monotonic() > deadline:
             raise InvalidFlow(
                 "this job is running already; use fs.attach on its cluster, or fs.connect, stop it there, or replace it with takeover=True",
@@ -44,7 +46,7 @@ def refuse_if_alive(store: Store, record: JobRecord, clock: Clock) -> None:
         Event().wait(AGAIN)
 
 
-def living_run(store: Store, record: JobRecord) -> Living | None:
+def living_run(store: Store, record: JobRecord, credentials: Credentials) -> Living | None:
     """Asks every address that the newest directory names, all at once."""
     try:
         announced = Beacon(store).find()
@@ -57,7 +59,7 @@ def living_run(store: Store, record: JobRecord) -> Living | None:
     if not locations:
         return None
     with ThreadPoolExecutor(min(16, len(locations))) as threads:
-        answers = list(threads.map(ping, locations))
+        answers = list(threads.map(partial(ping, credentials=credentials), locations))
     for location, answer in zip(locations, answers, strict=True):
         job = (answer or {}).get("jobs", {}).get(record.name)
         if job and job["seed"] == record.seed and answer and answer["lease"] > 0:
