@@ -29,6 +29,7 @@ from flowstate_flight.expression import DecodedFilter, encode_filter
 from flowstate_flight.gathering import Gathering, Reading
 from flowstate_flight.key_filter import allowed_keys
 from flowstate_flight.keys import key_batch, owners
+from flowstate_flight.partial import Partial
 from flowstate_flight.pool import Pool
 from flowstate_flight.requests import Requests
 from flowstate_flight.routing import DirectorySource, Routing
@@ -40,6 +41,8 @@ Found = tuple[pa.RecordBatch, Answer]
 AHEAD = 8 << 20
 #: Seconds that one key may take, beside `grace`: a question about a million keys is not answered in the time of one.
 PER_KEY = 1e-5
+#: Seconds that a partial query may take at first, beside `grace`.
+PARTIAL = 4.0
 
 
 def connect(address: str | Sequence[str], job: str | None = None, **options: Any) -> FlightReader:
@@ -190,6 +193,43 @@ class FlightReader:
         """The same as a stream. All partitions are asked at once (with a filter that fixes the routing keys, their owners alone), so
         it shows the state of this moment; the answer is in the metadata of its schema. `AHEAD` bytes of each partition are read at once;
         when a worker is lost after that, in the middle of a long stream, it raises Unavailable."""
+        return self._scan_reader(view, columns, filter, partitions, limit, fresh, None)
+
+    def partial_reader(
+        self,
+        view: str,
+        partial: Partial,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,
+        fresh: Freshness = LATEST,
+    ) -> pa.RecordBatchReader:
+        """What the same partitions answer to `partial` about the rows that `scan_reader` would give of each. `filter` is a help alone:
+        where it cannot be pushed down, the partitions are asked about all their rows, so `partial` says it again. Raises InvalidFlow if a
+        partition cannot answer."""
+        if filter is not None and encode_filter(filter, self.info(view).schema)[0] is None:
+            filter = None
+        return self._scan_reader(view, columns, filter, None, None, fresh, partial)
+
+    def asked(self, view: str, filter: pc.Expression | None = None) -> list[int]:
+        """The partitions that a scan with `filter` asks."""
+        info, directory = self.info(view), self.directory()
+        known = [each.partition for each in directory.partitions]
+        encoded, needed = (None, []) if filter is None else encode_filter(filter, info.schema)
+        keys = None if encoded is None else allowed_keys(encoded, needed, info)
+        if keys is None:
+            return known
+        return sorted(owners(directory, info, keys)) if keys.num_rows else known[:1]
+
+    def _scan_reader(
+        self,
+        view: str,
+        columns: Sequence[str] | None,
+        filter: pc.Expression | DecodedFilter | None,
+        partitions: Sequence[int] | None,
+        limit: int | None,
+        fresh: Freshness,
+        partial: Partial | None,
+    ) -> pa.RecordBatchReader:
         fresh = self.moment(fresh)
         info = self.info(view)
         schema = self._columns(info, columns).remove_metadata()
@@ -230,8 +270,9 @@ class FlightReader:
             wait: float | None = None,
         ) -> Ticket:
             asked = write_keys(share) if share is not None else None
+            text = partial.text if partial is not None else None
             return Ticket(
-                directory.job, view, number, tuple(wanted), encoded, asked, inner, live_part(fresh), wait, epoch
+                directory.job, view, number, tuple(wanted), encoded, asked, inner, live_part(fresh), wait, epoch, text
             )
 
         def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch | None, timeout: float) -> Opened:
@@ -242,11 +283,21 @@ class FlightReader:
             here = Requests()
             here.hosted = {(directory.job, part.partition): part}
             here.directories = {directory.job: directory}
+            here.partial_handler = partial.handler if partial is not None else None
             return *here.read(ticket(directory, part.partition, share, None)), _nothing
 
         opened: list[Opened] = Gathering(
-            self._reading, view, shares, live, saved, fresh=fresh, drop=lambda part: part[2]()
+            self._reading,
+            view,
+            shares,
+            live,
+            saved,
+            fresh=fresh,
+            first=0.0 if partial is None else PARTIAL,
+            drop=lambda part: part[2](),
         ).parts()
+        if partial is not None:
+            schema = _as_expected(opened, partial)
         if not opened:
             return pa.RecordBatchReader.from_batches(schema, iter(()))
         parts = [Answer.of(each[0]) for each in opened]
@@ -340,6 +391,16 @@ def live_part(fresh: Freshness) -> Freshness:
 def waiting(fresh: Freshness, timeout: float) -> float | None:
     """Seconds that a partition may wait for what `fresh` asks, so that its answer still comes within `timeout`."""
     return min(WAITING * timeout, LONGEST_WAIT) if fresh.at_least else None
+
+
+def _as_expected(opened: Sequence[Opened], partial: Partial) -> pa.Schema:
+    """The schema of every part."""
+    for found, _, _ in opened:
+        if found.names != partial.schema.names or found.types != partial.schema.types:
+            for _, _, cancel in opened:
+                cancel()
+            raise InvalidFlow("a partition answers a partial query in another form; ask for the rows")
+    return partial.schema
 
 
 def _nothing() -> None:

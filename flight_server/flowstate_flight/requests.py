@@ -22,6 +22,7 @@ from flowstate_flight.answering import shape
 from flowstate_flight.auth import INTERNAL
 from flowstate_flight.expression import columns_to_read, decode_filter
 from flowstate_flight.keys import key_text
+from flowstate_flight.partial import PartialHandler
 from flowstate_flight.ticket import MAX_KEYS, Ticket, freshness_of, name_of, read_json, read_keys, wait_of
 from flowstate_flight.visible import UNREADABLE, RowFilter, row_filter, seen_by
 
@@ -34,6 +35,7 @@ class Requests:
         self.directories: dict[str, Directory] = {}
         self.cutter: Callable[[str, float], dict[str, Any]] | None = None
         self.pinged: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+        self.partial_handler: PartialHandler | None = None
         self._seen: dict[str, SeenRequests] = {}
 
     def close(self) -> None:
@@ -182,6 +184,7 @@ class Requests:
         """A scan, or a lookup if the ticket has keys. The schema carries the answer."""
         partition = self.partition(ticket)
         view = self.view(ticket.job, ticket.view)
+        partial = self.partial(ticket.view) if ticket.partial is not None else None
         cut = self.moment(partition, ticket.fresh, ticket.wait)
         schema = view.schema if ticket.columns is None else chosen(view.name, view.schema, ticket.columns)
         schema = schema.remove_metadata()
@@ -201,7 +204,16 @@ class Requests:
             _, batches, answer = partition.scan(ticket.view, wanted, cut)
             if rows is not None:
                 batches = rows.batches(batches)
-        return answer.attach(schema), shape(batches, schema, condition, ticket.limit)
+        shaped = shape(batches, schema, condition, ticket.limit)
+        if partial is not None:
+            schema, shaped = partial(schema, shaped, ticket.partial or "")
+        return answer.attach(schema), shaped
+
+    def partial(self, view: str) -> PartialHandler:
+        """Who answers questions about the rows of one partition of `view`. Raises InvalidFlow."""
+        if self.partial_handler is None:
+            raise InvalidFlow("this service answers no partial queries; ask for the rows")
+        return self.partial_handler
 
     @staticmethod
     def moment(partition: LivePartition, fresh: Freshness, wait: float | None) -> int | None:
@@ -297,6 +309,11 @@ class SeenRequests(Requests):
 
     def cut(self, job: str, timeout: float) -> dict[str, Any]:
         return self.whole.cut(job, timeout)
+
+    def partial(self, view: str) -> PartialHandler:
+        if not self.who.may("sql", view):
+            raise InvalidFlow("you have no right to run queries here; ask for the rows")
+        return self.whole.partial(view)
 
     def _look(self) -> None:
         """Again, if anything has changed. Two threads may both do it; they find the same."""

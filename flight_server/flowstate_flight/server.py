@@ -20,6 +20,7 @@ from flowstate.view.rights import ANYBODY
 from flowstate.view.tls import Tls
 from flowstate_flight.auth import INTERNAL, Admits, caller_of, location_of, principal_of, server_options
 from flowstate_flight.handlers import answer_lookups, clean, clean_iterator, shut_down
+from flowstate_flight.partial import PartialHandler
 from flowstate_flight.requests import Requests
 from flowstate_flight.ticket import read_json
 
@@ -121,6 +122,10 @@ class FlightService(Service):
     def set_ping_handler(self, handler: Callable[[dict[str, Any]], dict[str, Any]] | None) -> None:
         """Who answers the action ``ping``: JSON in, JSON out, fast. Without one the answer is {}."""
         self.requests.pinged = handler
+
+    def set_partial_handler(self, handler: PartialHandler | None) -> None:
+        """Who answers questions about the rows of one partition (`partial`). Without one they are refused, and the rows are asked for."""
+        self.requests.partial_handler = handler
 
     def set_cut_handler(self, handler: Callable[[str, float], dict[str, Any]] | None) -> None:
         """Who makes a consistent cut of a job within some seconds: ``{"cut": number, "position": {split: [offset, floors]}}``."""

@@ -24,7 +24,9 @@ MAX_TICKET_BYTES = 4 << 20
 MAX_COLUMNS = 10_000
 MAX_NAME = 1_000
 MAX_KEYS = 1_000_000
-_FIELDS = frozenset({"v", "job", "view", "partition", "columns", "filter", "keys", "limit", "fresh", "wait", "epoch"})
+_FIELDS = frozenset(
+    {"v", "job", "view", "partition", "columns", "filter", "keys", "limit", "fresh", "wait", "epoch", "partial"}
+)
 _FRESH = frozenset({"max_age", "at_least", "consistent", "snapshot", "cut"})
 #: Seconds for which a request waits at most for what it asks.
 LONGEST_WAIT = 60.0
@@ -44,10 +46,11 @@ class Ticket:
     fresh: Freshness = LATEST
     wait: float | None = None
     epoch: int | None = None
+    partial: str | None = None
 
     def to_bytes(self) -> bytes:
         data: dict[str, Any] = {"v": 1, "job": self.job, "view": self.view}
-        for name in ("partition", "limit", "epoch"):
+        for name in ("partition", "limit", "epoch", "partial"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
         if self.columns is not None:
@@ -72,6 +75,8 @@ class Ticket:
             raise InvalidFlow("the ticket's version is not known here; use v=1")
         if not partition and "partition" in data:
             raise InvalidFlow("a command is for all partitions; leave 'partition' out")
+        if "partial" in data and not (partition and isinstance(data["partial"], str)):
+            raise InvalidFlow("'partial' of a ticket is text, and asks one partition of a worker")
         columns = data.get("columns")
         if columns is not None:
             if not isinstance(columns, list) or not 0 < len(columns) <= MAX_COLUMNS:
@@ -90,6 +95,7 @@ class Ticket:
             freshness_of(data.get("fresh")),
             wait_of(data.get("wait")),
             _number(data, "epoch", 2**63),
+            data.get("partial"),
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flowstate.api import arguments
 from flowstate.api.job import Job, job_reader, saved_states
 from flowstate.api.own_cluster import own_cluster
+from flowstate.api.partial import answer_partial
 from flowstate.api.stream import Flow, Output, View
 from flowstate.clock import SystemClock
 from flowstate.errors import Fenced, FlowstateError, InvalidFlow, Unavailable
@@ -156,7 +157,7 @@ def _start(
             "give the same"
         )
     if not hosted:  # registering again would replace the hosts, and end what they host
-        client.register_plugin(Host(security=security))
+        client.register_plugin(Host(security=security, answer_partial=answer_partial))
     answer = client.sync(client.scheduler.flowstate_start, spec=cloudpickle.dumps(spec))
     run = int(unwrap(answer)["run"])
     states = saved_states(spec.snapshots, spec.storage_options, spec.name)

@@ -35,6 +35,7 @@ from flowstate.snapshot.record import SplitRecords
 from flowstate.state.kernels import warm_up
 from flowstate.store import Store
 from flowstate.view.directory import Directory
+from flowstate_flight.partial import PartialHandler
 from flowstate_flight.server import FlightService
 
 NAME = "flowstate-host"
@@ -46,8 +47,16 @@ class Host(WorkerPlugin):
 
     name = NAME
 
-    def __init__(self, host: str | None = None, port: int = 0, security: Security | None = None) -> None:
+    def __init__(
+        self,
+        host: str | None = None,
+        port: int = 0,
+        security: Security | None = None,
+        answer_partial: PartialHandler | None = None,
+    ) -> None:
+        """`answer_partial` computes parts of queries (`flowstate_flight.partial`); it is a function of a module, which workers import."""
         self.bind = (host, port)
+        self.answer_partial = answer_partial
         self.security = security or Security()
 
     async def setup(self, worker: Worker) -> None:
@@ -77,6 +86,7 @@ class Host(WorkerPlugin):
         self.service.set_exchange_handler(self._exchange)
         self.service.set_ping_handler(self.pinged)
         self.service.set_cut_handler(self.make_cut)
+        self.service.set_partial_handler(self.answer_partial)
         self._urgent = asyncio.Event()
         self._warming = threading.Thread(target=warm_up, name="flowstate-warm-up", daemon=True)
         self._warming.start()  # before anybody needs it: a partition that comes here from a dead worker should not wait for it

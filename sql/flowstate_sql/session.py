@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import duckdb
+import pyarrow as pa
 
+from flowstate.clock import SystemClock
 from flowstate.errors import InvalidFlow, did_you_mean
 from flowstate.view.answer import Answer
+from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import LATEST, Asked, Freshness, refined
 from flowstate_sql.catalog import LiveDataset, Reader
+from flowstate_sql.explain import admitted, lines, ran
+from flowstate_sql.locked import LOCKED
 from flowstate_sql.pushdown import named_tables, unknown_table
+from flowstate_sql.split import PARTS
+from flowstate_sql.syntax import chosen_values
+from flowstate_sql.tiers import Planner, ProbeDataset, Pushed, SplitPlan, SplitReader, named_values
 
-#: No files, no network, no Python variables of the caller, no extensions; locked, so that no query can change it back.
-LOCKED = {
-    "enable_external_access": "false",
-    "python_enable_replacements": "false",
-    "allow_community_extensions": "false",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-}
 _NAMES_KEPT = 256
 
 
@@ -40,10 +41,11 @@ class Session:
         time_zone: str = "UTC",
         memory_limit: str | None = None,
     ) -> None:
-        """`time_zone` is the one in which DuckDB reads and truncates times; `memory_limit` like ``"4GB"``."""
+        """`time_zone` is the one in which DuckDB reads and truncates times; `memory_limit` like ``"4GB"``: what takes more is refused, and
+        nothing is written to a disk."""
         self._reader = reader
         self._fresh = fresh
-        limit = {"memory_limit": memory_limit} if memory_limit else {}
+        limit = {"memory_limit": memory_limit, "temp_directory": ""} if memory_limit else {}
         self._connection = duckdb.connect(":memory:", config={**LOCKED, **limit})
         try:
             self._connection.execute("set global TimeZone = $zone", {"zone": time_zone})
@@ -53,6 +55,7 @@ class Session:
         self._connection.execute("set global lock_configuration = true")
         self._lock = threading.Lock()  # a DuckDB connection refuses a second thread
         self._named: dict[str, set[str] | None] = {}
+        self._planner = Planner(self._cursor, time_zone)
         self._last: _Query | None = None
 
     @property
@@ -67,12 +70,13 @@ class Session:
         params: Sequence[Any] | Mapping[str, Any] | None = None,
         **asked: Unpack[Asked],
     ) -> duckdb.DuckDBPyRelation:
-        """A relation over one SELECT; `params` are the values of ``$1`` or ``$name``. Raises InvalidFlow."""
+        """A relation over one SELECT; `params` are the values of ``$1`` or ``$name``. ``EXPLAIN select ...`` gives lines of text: who is
+        asked for what (`explain`). Raises InvalidFlow."""
         fresh = refined(self._fresh, asked)
         with self._lock:
             cursor = self._connection.cursor()
             try:
-                _admit(cursor, query)
+                query, how = admitted(cursor, query)
                 if query not in self._named:
                     if len(self._named) >= _NAMES_KEPT:
                         self._named.clear()
@@ -84,12 +88,16 @@ class Session:
         chosen = [view for view in views if named is None or view.lower() in named]
         if named is not None and named - {view.lower() for view in chosen}:
             chosen = views  # it also names something of DuckDB's catalog, which may list them, or a view unknown so far
-        fresh = self._reader.moment(fresh)
+        asking = _Asking(query, params, self._reader.moment(fresh), {view: self._reader.info(view) for view in chosen})
+        plan = self._plan(asking, named)
         running = _Query(self)
-        for view in chosen:
-            cursor.register(view, LiveDataset(self._reader, self._reader.info(view), fresh, running.saw))
         try:
-            relation = cursor.sql(query, params=params)
+            if isinstance(plan, SplitPlan):
+                relation = self._in_parts(cursor, asking, plan, running)
+            else:
+                relation = self._in_full(cursor, asking, running)
+            if relation is not None and how != "run":
+                return self._explained(asking, plan, relation if how == "analyze" else None, running)
         except duckdb.CatalogException as error:
             missing = unknown_table(named, views, str(error))
             if missing is None:
@@ -100,6 +108,60 @@ class Session:
         if relation is None:
             raise InvalidFlow("this statement gives no rows; ask with a SELECT")
         return relation
+
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            return self._connection.cursor()
+
+    def _plan(self, asking: _Asking, named: set[str] | None) -> SplitPlan | str:
+        """How it is computed in parts, or why it is not."""
+        if not isinstance(self._reader, SplitReader):
+            return "what is read here has no partitions that compute"
+        if named is None or len(named) != 1 or len(asking.views) != 1:
+            return "it does not read one view alone"
+        (info,) = asking.views.values()
+        return self._planner.plan(asking.query, info, named_values(asking.params))
+
+    def _in_parts(
+        self, cursor: duckdb.DuckDBPyConnection, asking: _Asking, plan: SplitPlan, running: _Query
+    ) -> duckdb.DuckDBPyRelation | None:
+        assert isinstance(self._reader, SplitReader)
+        (info,) = asking.views.values()
+        values = named_values(asking.params)
+        parts = self._planner.dataset(self._reader, info, plan, values, asking.fresh, running.saw)
+        cursor.register(PARTS, parts)
+        return cursor.sql(plan.merge, params=chosen_values(plan.merge_names, values))
+
+    def _in_full(
+        self, cursor: duckdb.DuckDBPyConnection, asking: _Asking, running: _Query
+    ) -> duckdb.DuckDBPyRelation | None:
+        for view, info in asking.views.items():
+            cursor.register(view, LiveDataset(self._reader, info, asking.fresh, running.saw))
+        return cursor.sql(asking.query, params=asking.params)
+
+    def _explained(
+        self, asking: _Asking, plan: SplitPlan | str, relation: duckdb.DuckDBPyRelation | None, running: _Query
+    ) -> duckdb.DuckDBPyRelation:
+        scans: list[tuple[str, Pushed]] = []
+        if isinstance(plan, SplitPlan):
+            (info,) = asking.views.values()
+            scans = [(info.name, self._planner.pushed(plan, info, named_values(asking.params)))]
+        else:
+            cursor, probes = self._cursor(), {view: ProbeDataset(info.schema) for view, info in asking.views.items()}
+            for view, probe in probes.items():
+                cursor.register(view, probe)
+            cursor.sql(asking.query, params=asking.params).fetchall()
+            scans = [(view, pushed) for view, probe in probes.items() for pushed in probe.scans]
+        read = {view for view, _ in scans}
+        text = lines(self._reader, plan, scans, [view for view in asking.views if view not in read])
+        if relation is not None:
+            clock = SystemClock()
+            begun = clock.monotonic()
+            rows = relation.to_arrow_table().num_rows
+            text += ran(running.answers, rows, clock.monotonic() - begun)
+        cursor = self._cursor()
+        cursor.register("explanation", pa.table({"explanation": text}))
+        return cursor.sql("from explanation")
 
     def close(self) -> None:
         """Free DuckDB. Relations end with it."""
@@ -112,6 +174,16 @@ class Session:
         self.close()
 
 
+@dataclass(frozen=True)
+class _Asking:
+    """A query, as fresh as it is to be, and the views that it may read."""
+
+    query: str
+    params: Sequence[Any] | Mapping[str, Any] | None
+    fresh: Freshness
+    views: Mapping[str, ViewInfo]
+
+
 class _Query:
     """The answers that the scans of one relation gave, the newest of each view."""
 
@@ -122,15 +194,6 @@ class _Query:
     def saw(self, view: str, answer: Answer) -> None:
         self.answers[view] = answer
         self._session._last = self
-
-
-def _admit(cursor: duckdb.DuckDBPyConnection, query: str) -> None:
-    """Exactly one statement, and a SELECT."""
-    statements = cursor.extract_statements(query)
-    if len(statements) != 1:
-        raise InvalidFlow("one SELECT at a time", statements=len(statements))
-    if statements[0].type != duckdb.StatementType.SELECT:
-        raise InvalidFlow("views are read only; ask with a SELECT", statement=statements[0].type.name)
 
 
 def _text(error: BaseException) -> str:

@@ -1,0 +1,188 @@
+"""What a partition computes of a query: a DuckDB over its rows alone, where these are.
+
+It runs in the worker (the handler of `flowstate_flight.partial`), and in the asker's process for partitions that are read from what was
+saved. Anyone who may query the view can send a text, so DuckDB is locked, the query is checked anew, and it is bounded in time and in
+memory; nothing goes to a disk.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import threading
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from flowstate.errors import FlowstateError, InvalidFlow
+from flowstate_sql.locked import LOCKED
+from flowstate_sql.syntax import NotSplit, Syntax
+
+#: The table of a partial query.
+ROWS = "__rows"
+#: Layouts of exported states are those of one version.
+ENGINE = f"duckdb {duckdb.__version__}"
+#: One thread, Flight's own, computes each query; all of a process share the memory. What needs more is computed by the asker.
+RESOURCES = {"threads": "1", "memory_limit": "1GB", "temp_directory": ""}
+LONGEST = 30.0  # seconds that one query computes
+_CHECKED_KEPT = 256
+_ZONES = 8
+_VALUES = (type(None), bool, int, float, str, bytes, Decimal, datetime.datetime, datetime.date, datetime.time)
+
+
+@dataclass(frozen=True)
+class PartialQuery:
+    """A SELECT over `ROWS`, the values of its parameters by name, and the zone in which it reads times."""
+
+    sql: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    time_zone: str = "UTC"
+
+    def to_text(self) -> str:
+        """Raises NotSplit for a value that would not come to the same elsewhere."""
+        data = {"engine": ENGINE, "sql": self.sql, "zone": self.time_zone}
+        if self.values:
+            data["values"] = b64encode(_values_out(self.values)).decode()
+        return json.dumps(data)
+
+    @staticmethod
+    def of_text(text: str) -> PartialQuery:
+        """Raises InvalidFlow."""
+        try:
+            data = json.loads(text)
+            engine, sql, zone = data["engine"], data["sql"], data["zone"]
+            values = _values_in(b64decode(data["values"], validate=True)) if "values" in data else {}
+        except (ValueError, TypeError, KeyError, RecursionError, pa.ArrowException, OSError, StopIteration):
+            raise InvalidFlow("'partial' of a ticket is no partial query; ask for the rows") from None
+        if not isinstance(sql, str) or not isinstance(zone, str):
+            raise InvalidFlow("'partial' of a ticket is no partial query; ask for the rows")
+        if engine != ENGINE:
+            raise InvalidFlow(
+                "this service computes partial queries by another engine; ask for the rows", engine=ENGINE
+            )
+        return PartialQuery(sql, values, zone)
+
+
+def answer_partial(
+    schema: pa.Schema, batches: Iterator[pa.RecordBatch], text: str
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """A `flowstate_flight.partial.PartialHandler`. What the rows themselves raise is raised as it is."""
+    try:
+        query = PartialQuery.of_text(text)
+        cursor = _engine(query.time_zone).cursor_for(query.sql)
+        try:
+            found = compute(cursor, schema, batches, query)
+        finally:
+            cursor.close()
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+    return found.schema, iter(found.to_batches(max_chunksize=1 << 14))
+
+
+def compute(
+    cursor: duckdb.DuckDBPyConnection,
+    schema: pa.Schema,
+    batches: Iterator[pa.RecordBatch],
+    query: PartialQuery,
+    *,
+    limited: bool = True,
+) -> pa.Table:
+    """The answer, over rows that `cursor` sees from now on as `ROWS`; `limited` in time."""
+    raised: list[FlowstateError] = []
+
+    def guarded() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except FlowstateError as error:
+            raised.append(error)
+            raise
+
+    late = threading.Timer(LONGEST, cursor.interrupt)
+    late.daemon = True
+    if limited:
+        late.start()
+    try:
+        cursor.register(ROWS, pa.RecordBatchReader.from_batches(schema, guarded()))
+        return cursor.sql(query.sql, params=dict(query.values) or None).to_arrow_table()
+    except (duckdb.Error, ValueError, TypeError) as error:
+        if raised:
+            raise raised[0] from None
+        text = " ".join(str(error).split())
+        raise InvalidFlow(text.partition(": ")[2] or text) from error
+    finally:
+        late.cancel()
+
+
+class _Engine:
+    """One locked DuckDB; queries run on cursors of it at the same time, and see nothing of each other."""
+
+    def __init__(self, time_zone: str) -> None:
+        self._connection = duckdb.connect(":memory:", config={**LOCKED, **RESOURCES})
+        try:
+            self._connection.execute("set global TimeZone = $zone", {"zone": time_zone})
+        except duckdb.Error as error:
+            self._connection.close()
+            raise InvalidFlow(f"there is no time zone {time_zone!r}") from error
+        self._connection.execute("set global lock_configuration = true")
+        self._syntax = Syntax(self._connection)
+        self._checked: set[str] = set()
+        self._lock = threading.Lock()  # a DuckDB connection refuses a second thread
+
+    def cursor_for(self, sql: str) -> duckdb.DuckDBPyConnection:
+        """A cursor to run `sql` on. Raises InvalidFlow if it is anything but one harmless SELECT over `ROWS`."""
+        with self._lock:
+            if sql not in self._checked:
+                try:
+                    node = self._syntax.tree(sql)
+                    self._syntax.check_select(node)
+                    if node["from_table"]["table_name"] != ROWS:
+                        raise NotSplit("it reads another table")
+                except (NotSplit, duckdb.Error, KeyError, TypeError, IndexError) as error:
+                    raise InvalidFlow(
+                        "a partition does not compute this query; ask for the rows", reason=str(error)
+                    ) from None
+                if len(self._checked) >= _CHECKED_KEPT:
+                    self._checked.clear()
+                self._checked.add(sql)
+            return self._connection.cursor()
+
+
+_engines: dict[str, _Engine] = {}
+_engines_lock = threading.Lock()
+
+
+def _engine(time_zone: str) -> _Engine:
+    with _engines_lock:
+        if time_zone not in _engines:
+            if len(_engines) >= _ZONES:
+                raise InvalidFlow("partial queries in too many time zones; ask for the rows", zones=sorted(_engines))
+            _engines[time_zone] = _Engine(time_zone)
+        return _engines[time_zone]
+
+
+def _values_out(values: Mapping[str, Any]) -> bytes:
+    if not all(type(each) in _VALUES for each in values.values()):
+        raise NotSplit("a parameter is of a kind that does not travel")
+    try:
+        batch = pa.record_batch([pa.array([each]) for each in values.values()], names=list(values))
+    except (pa.ArrowException, OverflowError, ValueError):
+        raise NotSplit("a parameter is of a kind that does not travel") from None
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def _values_in(raw: bytes) -> dict[str, Any]:
+    with pa.ipc.open_stream(pa.py_buffer(raw)) as reader:
+        batch = reader.read_next_batch()
+    batch.validate(full=True)
+    (row,) = batch.to_pylist()
+    return dict(row)
