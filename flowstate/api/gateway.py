@@ -43,6 +43,7 @@ def gateway(
     """
     from flowstate_flight.client import FlightReader
     from flowstate_flight.gateway import Gateway
+    from flowstate_sql.served import ServedSql
 
     if address is None and snapshots is None:
         raise InvalidFlow("say where the job is: snapshots=, or the Flight address of one of its workers")
@@ -56,7 +57,12 @@ def gateway(
     connecting = {} if tls is None else tls.connecting()
     reader = FlightReader(source, name, saved=saved, patience=patience, token=token, **connecting)
     try:
-        return Gateway(reader, host, port, advertise=advertise, access=access, tls=tls)
+        sql = ServedSql(reader, store=None if saved is None else saved.store)
+        try:
+            return Gateway(reader, host, port, sql=sql, access=access, tls=tls, advertise=advertise)
+        except BaseException:
+            sql.close()
+            raise
     except BaseException:
         reader.close()
         raise

@@ -22,6 +22,7 @@ from flowstate.errors import FlowstateError, InvalidFlow, did_you_mean
 from flowstate.view.freshness import LATEST, Freshness, checked
 from flowstate.view.rights import ANYBODY, Principal
 from flowstate_flight.fault import to_flight
+from flowstate_flight.flight_sql.columns import PLAIN, Reads
 
 HEADERS = "flowstate-headers"
 _PREFIX = "x-flowstate-"
@@ -36,10 +37,10 @@ class Call:
         who: Principal = ANYBODY,
         fresh: Freshness = LATEST,
         timeout: float | None = None,
-        naive: bool = False,
+        reads: Reads = PLAIN,
         gone: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.who, self.fresh, self.timeout, self.naive = who, fresh, timeout, naive
+        self.who, self.fresh, self.timeout, self.reads = who, fresh, timeout, reads
         self._gone: Callable[[], bool] | None = gone
         self._lock = threading.Lock()
 
@@ -48,8 +49,10 @@ class Call:
         """The call of a handler's context. Raises InvalidFlow for headers that cannot be kept to."""
         middleware = context.get_middleware(HEADERS)
         headers: Mapping[str, str] = {} if middleware is None else middleware.headers
-        fresh, timeout, naive = read_headers(headers)
-        return Call(who, fresh, timeout, naive, context.is_cancelled)
+        fresh, timeout, naive = read_headers({name: each for name, each in headers.items() if name.startswith(_PREFIX)})
+        return Call(
+            who, fresh, timeout, Reads(naive, "grpc-java" in headers.get("user-agent", "")), context.is_cancelled
+        )
 
     def cancelled(self) -> bool:
         """Whether nobody waits for the answer any more. From any thread, at any time."""
@@ -108,10 +111,12 @@ def to_driver(error: BaseException) -> flight.FlightError:
 
 
 class CallHeaders(flight.ServerMiddlewareFactory):
-    """Keeps the headers of a call that are ours."""
+    """Keeps the headers of a call that are ours, and which driver makes it."""
 
     def start_call(self, info: Any, headers: Mapping[str, list[Any]]) -> _Headers:
-        ours = {name: values[-1] for name, values in headers.items() if name.startswith(_PREFIX) and values}
+        ours = {
+            name: values[-1] for name, values in headers.items() if values and name.startswith((_PREFIX, "user-agent"))
+        }
         return _Headers({name: value for name, value in ours.items() if isinstance(value, str)})
 
 

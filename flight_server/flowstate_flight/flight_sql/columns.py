@@ -3,16 +3,37 @@ precision and scale of a decimal from the metadata of its field alone."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 
 _ABOUT = "ARROW:FLIGHT:SQL:"
 
 
-def sent_schema(schema: pa.Schema, naive: bool = False, table: tuple[str, str, str] | None = None) -> pa.Schema:
+_SIGNED = {
+    pa.uint8(): pa.int16(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.decimal128(20, 0),
+}
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a driver reads: `naive` if no zones, `signed` if it takes whole numbers without a sign for such with one, as JDBC does."""
+
+    naive: bool = False
+    signed: bool = False
+
+
+PLAIN = Reads()
+
+
+def sent_schema(schema: pa.Schema, reads: Reads = PLAIN, table: tuple[str, str, str] | None = None) -> pa.Schema:
     """What is sent for rows of `schema`; `table` is the (catalog, schema, table) they lie in."""
     fields = []
     for each in schema:
-        kind = sent_type(each.type, naive)
+        kind = sent_type(each.type, reads)
         fields.append(pa.field(each.name, kind, True, _about(kind, table)))
     return pa.schema(fields)
 
@@ -26,21 +47,23 @@ def sent_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema) if columns else batch
 
 
-def sent_type(kind: pa.DataType, naive: bool = False) -> pa.DataType:
+def sent_type(kind: pa.DataType, reads: Reads = PLAIN) -> pa.DataType:
     if isinstance(kind, pa.BaseExtensionType):
-        return sent_type(kind.storage_type, naive)
+        return sent_type(kind.storage_type, reads)
     if pa.types.is_dictionary(kind):
-        return sent_type(kind.value_type, naive)
+        return sent_type(kind.value_type, reads)
     if kind == pa.string_view():
         return pa.string()
     if kind == pa.binary_view():
         return pa.binary()
-    if pa.types.is_timestamp(kind) and naive:
+    if reads.signed and kind in _SIGNED:
+        return _SIGNED[kind]
+    if pa.types.is_timestamp(kind) and reads.naive:
         return pa.timestamp(kind.unit)
     if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(sent_type(kind.value_type, naive)))
+        return pa.list_(kind.value_field.with_type(sent_type(kind.value_type, reads)))
     if pa.types.is_struct(kind):
-        return pa.struct([each.with_type(sent_type(each.type, naive)) for each in kind])
+        return pa.struct([each.with_type(sent_type(each.type, reads)) for each in kind])
     return kind
 
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 from flowstate.errors import InvalidFlow
 from flowstate.view.directory import ViewInfo
 from flowstate_flight.flight_sql import sql_info
-from flowstate_flight.flight_sql.columns import sent_schema
+from flowstate_flight.flight_sql.columns import Reads, sent_schema
 from flowstate_flight.flight_sql.messages import Message
 
 #: What DuckDB calls the place of its tables: a query may name a view with it.
-CATALOG, SCHEMA = "memory", "main"
+CATALOG, SCHEMA = "temp", "main"
 TABLE = "TABLE"
 
 _KINDS = {"text": pa.string(), "int32": pa.int32(), "uint8": pa.uint8(), "bool": pa.bool_(), "binary": pa.binary()}
@@ -73,7 +73,7 @@ def metadata_schema(name: str, asked: Message) -> pa.Schema:
     return schema
 
 
-def metadata(name: str, asked: Message, views: Views, version: str) -> pa.Table:
+def metadata(name: str, asked: Message, views: Views, version: str, reads: Reads) -> pa.Table:
     """The answer to a command. Raises InvalidFlow."""
     schema = metadata_schema(name, asked)
     if name == "CommandGetSqlInfo":
@@ -89,7 +89,7 @@ def metadata(name: str, asked: Message, views: Views, version: str) -> pa.Table:
     elif name == "CommandGetTables" and here and _like(asked.text(2), SCHEMA):
         kinds = asked.texts(4)
         if not kinds or TABLE in kinds or f"BASE {TABLE}" in kinds:  # Grafana says it in that way
-            rows = [_table(views.info(each)) for each in sorted(views.views()) if _like(asked.text(3), each)]
+            rows = [_table(views.info(each), reads) for each in sorted(views.views()) if _like(asked.text(3), each)]
     elif name == "CommandGetPrimaryKeys" and here and asked.text(2) in (None, SCHEMA):
         table = asked.text(3)
         keys = views.info(table).keys if table is not None and table in views.views() else ()
@@ -106,8 +106,8 @@ def metadata(name: str, asked: Message, views: Views, version: str) -> pa.Table:
     return pa.Table.from_pylist([{each: row.get(each) for each in schema.names} for row in rows], schema)
 
 
-def _table(info: ViewInfo) -> dict[str, Any]:
-    columns = sent_schema(info.schema, table=(CATALOG, SCHEMA, info.name))
+def _table(info: ViewInfo, reads: Reads) -> dict[str, Any]:
+    columns = sent_schema(info.schema, reads, (CATALOG, SCHEMA, info.name))
     return {
         "catalog_name": CATALOG,
         "db_schema_name": SCHEMA,

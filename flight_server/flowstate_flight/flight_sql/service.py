@@ -82,7 +82,7 @@ class FlightSql:
 
     def _schema(self, call: Call, name: str, message: Message) -> pa.Schema:
         if name in _STATEMENTS:
-            return sent_schema(describe(self._sql, _query(name, message), call).schema, call.naive)
+            return sent_schema(describe(self._sql, _query(name, message), call).schema, call.reads)
         _refuse_changes(name)
         return metadata_schema(name, message)
 
@@ -93,7 +93,7 @@ class FlightSql:
         if name not in (*_STATEMENTS, "TicketStatementQuery"):
             _refuse_changes(name)
             views = RestrictedReader(self._reader, call.who, "sql")
-            table = metadata(name, message, views, self._version)
+            table = metadata(name, message, views, self._version, call.reads)
             return table.schema, iter(table.to_batches())
         query = _query(name, message)
         # Bound to several rows it runs several times: in one cut, if in any.
@@ -139,7 +139,7 @@ class FlightSql:
         if kind == "CreatePreparedStatement":
             query = Query(unpack(body)[1].text(1) or "")
             described = describe(self._sql, query, call)
-            schema = sent_schema(described.schema, call.naive).serialize().to_pybytes()
+            schema = sent_schema(described.schema, call.reads).serialize().to_pybytes()
             result = [(1, query.prepared(described).handle()), (2, schema)]
             if len(described.parameters):
                 result.append((3, parameter_schema(described.parameters).serialize().to_pybytes()))

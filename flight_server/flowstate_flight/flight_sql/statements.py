@@ -120,7 +120,7 @@ class Execution:
     also before the first row was asked for, what runs is cancelled, and the call is asked no more whether it is."""
 
     def __init__(self, call: Call, first: Statement, others: Sequence[Callable[[], Statement]]) -> None:
-        self.schema = sent_schema(first.schema, call.naive)
+        self.schema = sent_schema(first.schema, call.reads)
         self.statement = first
         self._call, self._others = call, others
         self._batches = self._all()
