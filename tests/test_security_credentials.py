@@ -39,6 +39,7 @@ import flowstate as fs
 from flowstate.clock import ManualClock
 from flowstate.errors import InvalidFlow
 from flowstate.runtime.pinging import ping
+from flowstate.view import access as access_of
 from flowstate.view.rights import ANYBODY
 from flowstate_flight import FlightReader, FlightService, auth, connect
 from flowstate_flight.credentials import Credentials
@@ -120,6 +121,20 @@ def test_a_login_gives_a_token_and_tells_nothing_when_it_fails(client: flight.Fl
             client.authenticate_basic_token(user, password)
         texts.add(str(error.value))
     assert len(texts) == 1
+
+
+def test_a_login_costs_the_same_for_who_is_not_there(monkeypatch: pytest.MonkeyPatch, guarded: Guarded) -> None:
+    asked: list[tuple[int, ...]] = []
+    whole = access_of._scrypt
+
+    def counted(password: str, *given: Any) -> bytes:
+        asked.append(given[:3])
+        return whole(password, *given)
+
+    monkeypatch.setattr(access_of, "_scrypt", counted)
+    for user, password in (("anna", "wrong"), ("nobody", PASSWORD), ("boss", PASSWORD), ("", ""), ("anna", "x" * 9000)):
+        assert guarded.access.login(user, password) is None
+    assert asked == [access_of.SCRYPT] * 5
 
 
 def test_a_login_without_padding_is_taken_as_go_sends_it(guarded: Guarded) -> None:
