@@ -48,7 +48,7 @@ demo: $(STAMP) ## Run the billing job live; MONTHS=12 runs that many months as f
 	@exec $(PYTHON) examples/demo.py $(if $(MONTHS),--months $(MONTHS)) --seed $(SEED) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: $(STAMP) ## Run all tests in JOBS=2 processes; ARGS= goes to pytest, e.g. ARGS='-m "not slow" -k billing'
-	@exec $(PYTHON) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@exec $(PYTHON) -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 
 lint: $(STAMP) ## Check style, format, types and import layers
 	$(BIN)/ruff check .

@@ -7,11 +7,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import go_reader
+import jdbc_client
 import pytest
 from kafka_broker import KafkaBroker, jars
+from xdist.scheduler import LoadScopeScheduling
 
 from flowstate.errors import Unavailable
 from flowstate.testing.servers import kafka as kafka_server
@@ -26,6 +28,7 @@ FETCHED: dict[str, Callable[[], object]] = {
     "kafka": kafka_server.jars,
     "s3": s3_server.program,
     "go": go_reader.build,
+    "jdbc": jdbc_client.fetch,
 }
 
 
@@ -52,14 +55,16 @@ PROCESSES = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Says which tests stay together when several processes run them."""
-    if not config.pluginmanager.has_plugin("xdist"):
-        return
-    for each in items:
-        name = each.path.stem
-        each.add_marker(pytest.mark.xdist_group("processes" if name.startswith(PROCESSES) else name))
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """A file's tests stay together, and so do all those of real processes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "processes" if Path(file).name.startswith(PROCESSES) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
