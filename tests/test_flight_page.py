@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from flight_memory import directory_of, partitions_of
+from flight_page import CODE, JSON, PAGE
 from flight_tables import TABLES, VIEWS, ordered
 from pyarrow import flight
 
@@ -20,10 +20,6 @@ from flowstate_flight import FlightReader, FlightService
 from flowstate_flight.gateway import Gateway
 
 COUNT = 3
-PAGE = (Path(__file__).parents[1] / "docs" / "flight.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-CODE = [text for kind, _, text in BLOCKS if kind == "python"]
-JSON = {name: json.loads(text) for kind, name, text in BLOCKS if kind == "json"}
 PATH = flight.FlightDescriptor.for_path("subtotals")
 
 

@@ -16,7 +16,8 @@ from flight_tables import TABLES, VIEWS, late_rows, ordered
 from flight_tables import subtotals as made_subtotals  # DuckDB looks for names among Python's, too
 
 import flowstate_sql
-from flowstate.errors import Behind, InvalidFlow, Unavailable
+from flowstate.errors import Behind, FlowstateError, InvalidFlow, Unavailable
+from flowstate.view.access import Access
 from flowstate.view.directory import ViewInfo
 from flowstate_flight import FlightReader, FlightService
 
@@ -26,10 +27,12 @@ COUNT = 3
 class Served:
     """A job in this process: what its partitions are asked is seen in `scanned`."""
 
-    def __init__(self, job: str = "billing", tables: dict[str, pa.Table] = TABLES) -> None:
+    def __init__(
+        self, job: str = "billing", tables: dict[str, pa.Table] = TABLES, access: Access | None = None
+    ) -> None:
         self.job, self.version = job, 1
         self.views = {name: VIEWS[name] for name in tables}
-        self.service = FlightService()
+        self.service = FlightService(access=access)
         self.partitions = partitions_of(job, self.views, tables, COUNT)
         for each in self.partitions:
             self.service.register(each)
@@ -288,6 +291,23 @@ def test_errors_say_what_to_do(served: Served, con: duckdb.DuckDBPyConnection) -
         pass
     with pytest.raises(InvalidFlow, match="closed"):
         flowstate_sql.attach(closed, served.location, name="live")
+
+
+def test_credentials_are_shown_and_rights_kept(con: duckdb.DuckDBPyConnection) -> None:
+    token, kept = Access.make_token()
+    grant = {"actions": ["read"], "views": ["subtotals"], "rows": {"customer": "customer-1"}}
+    served = Served(access=Access({"principals": {"anna": {"tokens": [kept], "grants": [grant]}}}))
+    try:
+        with pytest.raises(FlowstateError) as refused:
+            flowstate_sql.attach(con, served.location, name="live", options={"token": token[:-1]})
+        assert token[:-1] not in str(refused.value)
+        with flowstate_sql.attach(con, served.location, name="live", options={"token": token}) as live:
+            assert live.views == ["subtotals"]
+            assert con.sql("select distinct customer from live.subtotals").fetchall() == [("customer-1",)]
+            assert con.sql("select * from live.subtotals where customer = 'customer-2'").fetchall() == []
+            assert token not in repr(live)
+    finally:
+        served.service.close()
 
 
 def test_a_reader_of_the_user_stays_open_and_one_of_our_own_ends(

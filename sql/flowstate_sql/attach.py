@@ -76,9 +76,8 @@ class Attached:
         self, connection: duckdb.DuckDBPyConnection, reader: FlightReader, name: str, fresh: Freshness
     ) -> None:
         self.name = name
-        self._connection = weakref.ref(
-            connection
-        )  # what it holds holds this: a reference back would keep both for ever
+        # weak, since what is registered there holds this, and Python could not end such a circle
+        self._connection = weakref.ref(connection)
         self._reader = reader
         self._asked = fresh
         self._fresh = self._moment(fresh)
@@ -256,7 +255,7 @@ def _duckdb_errors() -> Iterator[None]:
     try:
         yield
     except duckdb.ResourceInUseException as error:
-        message = "this connection has a result that is not fetched to its end; fetch it, or use a cursor() of its own"
+        message = "this connection is busy in another thread, or has a result that is not fetched to its end; use a cursor() of its own"
         raise InvalidFlow(message) from error
     except duckdb.Error as error:
         text = " ".join(str(error).split())
