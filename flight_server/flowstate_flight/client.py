@@ -293,7 +293,7 @@ class FlightReader:
             live,
             saved,
             fresh=fresh,
-            first=0.0 if partial is None else PARTIAL,
+            first=0.0 if partial is None else min(PARTIAL, self._reading.patience / 2),
             drop=lambda part: part[2](),
         ).parts()
         if partial is not None:

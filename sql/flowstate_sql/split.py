@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowstate.view.directory import ViewInfo
 from flowstate_sql.partial import ROWS
 from flowstate_sql.syntax import Node, NotSplit, Syntax, bare, column, named, nodes, parameters, replaced
 
@@ -63,15 +64,16 @@ class Split:
 Types = Callable[[str, frozenset[str]], Sequence[str]]
 
 
-def split(syntax: Syntax, whole: Node, columns: Sequence[str], names: Sequence[str], types: Types) -> Split:
-    """Raises NotSplit, or a DuckDB error for a query that is wrong. `columns` are those of the view, `names` those of the answer; `types`
-    binds a SELECT over `ROWS`."""
-    return _Splitting(syntax, whole, columns, names, types).split()
+def split(syntax: Syntax, whole: Node, info: ViewInfo, names: Sequence[str], types: Types) -> Split:
+    """Raises NotSplit, or a DuckDB error for a query that is wrong. `names` are the columns of the answer; `types` binds a SELECT over
+    `ROWS`, which are those of the view."""
+    return _Splitting(syntax, whole, info, names, types).split()
 
 
 class _Splitting:
-    def __init__(self, syntax: Syntax, whole: Node, columns: Sequence[str], names: Sequence[str], types: Types) -> None:
-        self._syntax, self._names, self._types = syntax, names, types
+    def __init__(self, syntax: Syntax, whole: Node, info: ViewInfo, names: Sequence[str], types: Types) -> None:
+        self._syntax, self._names, self._types, self._keys = syntax, names, types, set(info.keys)
+        columns = info.schema.names
         self._casts: dict[str, Node] = {}
         self._columns = {name.lower(): name for name in columns}
         if len(self._columns) < len(columns):
@@ -139,6 +141,8 @@ class _Splitting:
     def split(self) -> Split:
         whole = self._whole
         groups = self._groups()
+        if self._keys and self._keys <= {each["column_names"][0] for each in groups if each["class"] == "COLUMN_REF"}:
+            raise NotSplit("each of its groups is a row of the view")
         if self._aggregates(whole["where_clause"]):
             raise NotSplit("it has an aggregate in WHERE")
         found: list[Node] = []

@@ -108,7 +108,7 @@ class Planner:
             cursor.register(info.name, empty)
             wanted = cursor.sql(query, params=dict(values) or None)
             cursor.register(ROWS, empty)
-            found = split(syntax, whole, info.schema.names, wanted.columns, types)
+            found = split(syntax, whole, info, wanted.columns, types)
             values_of_parts = chosen_values(found.partial_names, values)
             PartialQuery(found.partial, values_of_parts or {}).to_text()
             pushed, schema = push(cursor, found.partial, info, values_of_parts)
