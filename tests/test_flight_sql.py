@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,13 +20,16 @@ from flowstate.errors import InvalidFlow
 from flowstate.view.answer import Answer, answer_of_data
 from flowstate.view.freshness import LATEST, checked
 from flowstate.view.sql import RunSql
+from flowstate_flight import FlightReader
 from flowstate_flight.flight_sql.call import read_headers
 from flowstate_flight.flight_sql.columns import Reads, parameter_schema, sent_batch, sent_schema
 from flowstate_flight.flight_sql.messages import PREFIX, Message, is_flight_sql, pack, unpack
 from flowstate_flight.flight_sql.metadata import _like
 from flowstate_flight.flight_sql.sql_info import sql_info
 from flowstate_flight.flight_sql.statements import Query
+from flowstate_flight.gateway import Gateway
 from flowstate_flight.protobuf import write
+from flowstate_sql.served import ServedSql
 
 
 @pytest.fixture(scope="module")
@@ -308,3 +312,41 @@ def _changed(chance: random.Random, message: bytes) -> bytes:
         else:
             raw[at:at] = chance.randbytes(chance.randrange(5))
     return bytes(raw)
+
+
+def test_a_prepared_query_outlives_its_gateway_and_a_running_one_does_not_delay_its_end() -> None:
+    with sql_gateway() as served, flight.connect(served.address) as client:
+        request = pack("ActionCreatePreparedStatementRequest", write([(1, b"select count(*) as n from subtotals")]))
+        [result] = client.do_action(flight.Action("CreatePreparedStatement", request))
+        handle = unpack(result.body.to_pybytes())[1].raw(1)
+        assert handle is not None
+        ticket = client.get_flight_info(statement(ENDLESS)).endpoints[0].ticket
+        ended: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                client.do_get(ticket).read_all()
+            except flight.FlightError as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert isinstance(served.gateway.sql, ServedSql)
+        until(lambda: served.gateway.sql._slots.taken())
+        begun = time.monotonic()
+        served.gateway.close()
+        assert time.monotonic() - begun < 10.0
+        thread.join(20)
+        assert len(ended) == 1
+        reader = FlightReader(served.worker.location)
+        with Gateway(reader, port=served.gateway.port, sql=ServedSql(reader)):
+            prepared = flight.FlightDescriptor.for_command(pack("CommandPreparedStatementQuery", write([(1, handle)])))
+            assert until(lambda: attempt(client, prepared)).to_pylist() == [{"n": 122}]
+
+
+def attempt(client: flight.FlightClient, descriptor: flight.FlightDescriptor) -> Any:
+    """None while the gateway is away."""
+    try:
+        return read(client, descriptor)
+    except flight.FlightUnavailableError:
+        return None

@@ -405,6 +405,7 @@ class GatewayProcess:
         self.process.send_signal(signal.SIGTERM)
         said = self.process.communicate(timeout=20)[1]
         assert self.process.returncode == 0, said
+        assert all(each.startswith("flowstate gateway: ") for each in said.splitlines()), said
         return said
 
 

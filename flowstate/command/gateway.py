@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -14,6 +15,12 @@ from flowstate.errors import FlowstateError
 def serve(snapshots: str, job: str | None, **options: Any) -> None:
     """Until SIGTERM or SIGINT. The first line on standard output is the address. `options` are those of `fs.gateway`.
     Raises InvalidFlow, Unavailable."""
+    _serve(snapshots, job, **options)
+    gc.collect()  # DuckDB complains at the end of a process of what still waits for that
+    _say("stopped")
+
+
+def _serve(snapshots: str, job: str | None, **options: Any) -> None:
     asked: list[int] = []
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, frame: asked.append(number))
@@ -27,7 +34,6 @@ def serve(snapshots: str, job: str | None, **options: Any) -> None:
         pause = threading.Event()  # never set: its lock may be held just when the signal comes
         while not asked:
             pause.wait(0.1)
-    _say("stopped")
 
 
 def _say(text: str) -> None:
