@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALL = {
     "keyed_state": "keyed sum and count from memory, against DuckDB one-shot; bytes per key",
     "lookup": "one key through Flight and SQL while the job ingests",
+    "queries": "every way of asking while the job ingests, beside its limit and its peer; whole-view SQL and throughput",
     "snapshot_pause": "longest pause of applying while a snapshot is taken",
 }
 EXTRA = {

@@ -62,7 +62,7 @@ class MemoryPartition:
             raise behind(self.partition, lacking, 0.0)
 
     def scan(
-        self, view: str, columns: list[str] | None = None, cut: int | None = None
+        self, view: str, columns: list[str] | None = None, cut: int | None = None, once: bool = False
     ) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Answer]:
         table = self._table(view, cut)
         self.scanned.append((view, columns))

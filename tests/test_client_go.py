@@ -36,7 +36,7 @@ def addresses() -> Iterator[dict[str, str]]:
         directory = directory_of("billing", VIEWS, [workers[0].location, workers[0].location, workers[1].location])
         for worker in workers:
             worker.set_directory(directory)
-        gateway = stack.enter_context(Gateway(FlightReader(workers[0].location, patience=1.0)))
+        gateway = stack.enter_context(Gateway(FlightReader(workers[0].location, patience=3.0)))
         yield {"worker": workers[1].location, "gateway": gateway.address}
 
 

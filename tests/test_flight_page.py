@@ -39,7 +39,7 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
         if request.param == "worker":
             yield service.location
         else:
-            with Gateway(FlightReader(service.location, patience=0.5)) as gateway:
+            with Gateway(FlightReader(service.location, patience=3.0)) as gateway:
                 yield gateway.address
 
 
@@ -132,6 +132,25 @@ def test_the_json(address: str) -> None:
         page = {**JSON["directory"], "views": [], "partitions": []}
         assert {**directory, "views": [], "partitions": []} == page
         assert shape(directory["partitions"][0]) == shape(JSON["directory"]["partitions"][0])
+
+
+def test_a_cut_is_read_as_the_page_says() -> None:
+    with FlightService() as service, flight.connect(service.location) as client:
+        partitions = partitions_of("billing", VIEWS, TABLES, COUNT)
+        for each in partitions:
+            service.register(each)
+            each.cuts[7] = dict(each.tables)
+        service.set_directory(directory_of("billing", VIEWS, [service.location] * COUNT))
+        service.set_cut_handler(lambda job, timeout: {"cut": 7, "position": {"events-0": [100, 1]}})
+        [result] = client.do_action(flight.Action("cut", b'{"timeout": 2}'))
+        made = json.loads(result.body.to_pybytes())
+        for each in partitions:
+            each.tables["subtotals"] = each.tables["subtotals"].slice(0, 0)
+        for fresh in ({"cut": made["cut"]}, {"cut": made["cut"], "once": True}):
+            command = json.dumps({"v": 1, "job": "billing", "view": "subtotals", "fresh": fresh})
+            info = client.get_flight_info(flight.FlightDescriptor.for_command(command))
+            found = [client.do_get(each.ticket).read_all() for each in info.endpoints]
+            assert rows(found) == ordered(TABLES["subtotals"])
 
 
 def test_its_tables_name_what_there_is(address: str) -> None:

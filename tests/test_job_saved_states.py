@@ -198,7 +198,7 @@ def test_a_cut_is_gone_with_a_partition_that_kept_it(tmp_path: Path) -> None:
             service.register(each)
         service.set_directory(directory_of("billing", VIEWS, [service.location] * 2))
         with FlightReader(service.location) as reader:
-            reader.keep_cut(7)
+            reader.keep_cut({"cut": 7})
             rows = reader.scan("subtotals", fresh=Freshness(cut=7)).num_rows
             assert rows == TABLES["subtotals"].num_rows
             for each in partitions_of("billing", VIEWS, TABLES, 2, epoch=2):

@@ -436,3 +436,19 @@ def test_a_store_that_takes_no_claim_is_not_asked_ten_times_a_second() -> None:
     machine.claim_failed(0, "the store is away", 1.0)
     assert machine.tick(1.4) == [] and machine.members[0].reason == "the store is away"
     assert machine.tick(1.6) == [Claim(0)]
+
+
+def test_a_cut_for_readers_leaves_one_that_is_still_being_saved_alone() -> None:
+    """However many readers ask for cuts, one after the other, saving goes on beside them."""
+    job = Job()
+    assert job.machine.open_cut(job.now, saves=True) == 1
+    for number in range(2):
+        job.report(number, cut={"cut": 1, "position": {"a": [5, 0], "b": [7, 1]}})
+    for cut in range(2, 5):
+        assert job.machine.open_cut(job.now, saves=False) == cut
+        taken = {"cut": cut, "position": {"a": [5 + cut, 0], "b": [7, 1]}}
+        out = [each for number in range(2) for each in job.report(number, cut=taken)]
+        assert only(CutDone, out) == [CutDone(cut, {"a": Place(5 + cut, 0), "b": Place(7, 1)})]
+    job.report(0, cut=taken, cut_saved={"cut": 1, "version": 3})
+    (done,) = only(CutDone, job.report(1, cut=taken, cut_saved={"cut": 1, "version": 4}))
+    assert done == CutDone(1, {"a": Place(5, 0), "b": Place(7, 1)}, True, {0: 3, 1: 4})

@@ -19,7 +19,7 @@ ACTIONS = [
     ("status", "what this service hosts, as JSON"),
     (
         "cut",
-        'one consistent cut of a job, made now: {"cut", "position"}; the body is {"job"?: name, "timeout"?: seconds}',
+        'one consistent cut of a job, made now: {"cut", "position", "epochs"}; the body is {"job"?: name, "timeout"?: seconds}',
     ),
     ("ping", "whether this process answers, and whether it is still in its job, as JSON; the body is {}"),
 ]

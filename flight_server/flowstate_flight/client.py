@@ -7,7 +7,7 @@ other partitions is kept, so an answer may hold parts of different age; its `Ans
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowstate.clock import Clock, SystemClock
-from flowstate.errors import InternalError, InvalidFlow, Unavailable
+from flowstate.errors import Behind, FlowstateError, InternalError, InvalidFlow, Moved, Unavailable
+from flowstate.plan.position import Place
 from flowstate.view.answer import Answer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, LivePartition, PartitionInfo, ViewInfo
-from flowstate.view.freshness import LATEST, Freshness
+from flowstate.view.freshness import LATEST, Freshness, behind, missing
 from flowstate.view.saved import SavedStates
+from flowstate_flight.actions import CUT_TIMEOUT
 from flowstate_flight.exchange_call import WAITING, StreamBroken
 from flowstate_flight.expression import DecodedFilter, encode_filter
 from flowstate_flight.gathering import Gathering, Reading
@@ -43,6 +45,10 @@ AHEAD = 8 << 20
 PER_KEY = 1e-5
 #: Seconds that a partial query may take at first, beside `grace`.
 PARTIAL = 4.0
+#: Keys that a cut is asked for by a filter; for more, whose filter would be long, all rows of their owners come and are chosen from here.
+FEW_KEYS = 32
+#: Cuts of which a reader knows who keeps them.
+NOTED = 1000
 
 
 def connect(address: str | Sequence[str], job: str | None = None, **options: Any) -> FlightReader:
@@ -81,6 +87,14 @@ class FlightReader:
     def directory(self) -> Directory:
         return self._routing.current()
 
+    def refresh(self) -> Directory:
+        """A newer directory than the one that is known, if anybody has one."""
+        return self._routing.refresh(self._routing.current())
+
+    def away(self) -> list[int]:
+        """Partitions that did not answer lately."""
+        return self._reading.presence.everyone()
+
     def views(self) -> list[str]:
         """The names of all views."""
         return list(self.directory().views)
@@ -94,35 +108,79 @@ class FlightReader:
 
     def make_cut(self, timeout: float = 5.0) -> dict[str, Any]:
         """One consistent cut over all partitions, made now and kept there on a lease: ``{"cut": number, "position": {split: place}}``.
-        Any worker passes it on to the job. Raises Unavailable if it does not come about within `timeout` seconds."""
+        Any worker passes it on to the job. Who reads it more than once calls `keep_cut`. Raises Unavailable if it does not come about
+        within `timeout` seconds."""
+        until, refused = self._clock.monotonic() + timeout, None
         directory = self.directory()
-        begun, refused = self._clock.monotonic(), None
-        locations = list(dict.fromkeys(each.location for each in directory.partitions if each.location))
-        for location in locations:
-            left = timeout - (self._clock.monotonic() - begun)
-            if left <= 0:
-                break
-            body = json.dumps({"job": directory.job, "timeout": left}).encode()
+        while True:
+            for location in dict.fromkeys(each.location for each in directory.partitions if each.location):
+                left = until - self._clock.monotonic()
+                if left <= 0:
+                    break
+                body = json.dumps({"job": directory.job, "timeout": left}).encode()
+                try:
+                    made: dict[str, Any] = json.loads(self._pool.act(location, "cut", body, left + 1.0))
+                except (Moved, Unavailable, InvalidFlow) as error:  # the job may be elsewhere by now
+                    refused = error
+                else:
+                    self._note_cut(made)
+                    return made
+            left = until - self._clock.monotonic()
+            if isinstance(refused, InvalidFlow) or left <= 0 or self._reading.closing.wait(min(0.1, left)):
+                raise refused or Unavailable("no worker is there to make a cut", job=directory.job, retry_after=1.0)
             try:
-                made: dict[str, Any] = json.loads(self._pool.act(location, "cut", body, left + 1.0))
-            except Unavailable as error:
-                refused = error
-                continue
-            self.keep_cut(made["cut"])
-            return made
-        raise refused or Unavailable("no worker is there to make a cut", job=directory.job, retry_after=1.0)
+                directory = self.refresh()
+            except FlowstateError:
+                pass  # nobody can tell where it is now; it may be where it was
 
     def moment(self, fresh: Freshness) -> Freshness:
-        """`fresh` with its cut made, if it asks for a consistent answer."""
-        return fresh.in_cut(self.make_cut()["cut"]) if fresh.consistent else fresh
+        """`fresh` with its cut made, if it asks for a consistent answer; for that one read. Raises Unavailable if there can be none, and
+        `Behind` if within the reader's patience none comes as far as was asked for."""
+        if not fresh.consistent:
+            return fresh
+        begun = self._clock.monotonic()
+        patience = self._reading.patience
+        while True:
+            made = self.make_cut(max(0.1, min(CUT_TIMEOUT, begun + patience - self._clock.monotonic())))
+            lacking = missing(fresh.at_least, {split: Place(*place) for split, place in made["position"].items()})
+            if not lacking:
+                return Freshness(cut=made["cut"], once=True)
+            waited = self._clock.monotonic() - begun
+            if waited >= patience or self._reading.closing.wait(min(0.05, patience - waited)):
+                raise behind(None, lacking, waited)
 
-    def keep_cut(self, cut: int) -> None:
-        """Note which incarnations keep a cut that was just made: when one of them is gone, so is the cut, and nobody waits for it."""
-        directory = self._routing.refresh(self._routing.current())
+    def keep_cut(self, made: Mapping[str, Any]) -> None:
+        """Have a cut kept that a session is going to read, wherever it does: all partitions are asked for no row of it."""
+        self._note_cut(made)
+        directory, fresh = self.directory(), Freshness(cut=made["cut"])
+        view = next(iter(directory.views), "")
+
+        def ask(place: PartitionInfo) -> None:
+            ticket = Ticket(directory.job, view, place.partition, limit=0, fresh=fresh, epoch=place.epoch)
+            try:
+                if place.location is not None:
+                    for _ in self._pool.open(place.location, ticket.to_bytes(), self._reading.grace):
+                        pass
+            except FlowstateError:
+                pass  # whoever reads it hears that
+
+        list(self._reading.threads.map(ask, directory.partitions))
+
+    def _note_cut(self, made: Mapping[str, Any]) -> None:
+        """Note which incarnations keep it: when one of them is gone, so is the cut, and nobody waits for it."""
+        known = {each.partition: each.epoch for each in self.directory().partitions}
+        epochs = dict(made.get("epochs") or ())
+        if any(known.get(partition, -1) < epoch for partition, epoch in epochs.items()) or not epochs:
+            try:
+                directory = self.refresh()
+            except FlowstateError:
+                pass  # nobody can tell where they are now; they may be where they were
+            else:
+                epochs = epochs or {each.partition: each.epoch for each in directory.partitions}
         cuts = self._reading.cuts
-        cuts[cut] = {each.partition: each.epoch for each in directory.partitions}
-        for old in sorted(cuts)[:-100]:
-            del cuts[old]
+        cuts[made["cut"]] = epochs
+        for old in sorted(cuts)[:-NOTED]:
+            cuts.pop(old, None)
 
     def lookup(
         self,
@@ -142,12 +200,17 @@ class FlightReader:
         schema = self._columns(info, columns)
         if fresh.cut is not None:
             chosen = list(owners(self.directory(), info, batch))
-            return self.scan(view, columns, _equals_any(batch), partitions=chosen, fresh=fresh)
+            if batch.num_rows <= FEW_KEYS:
+                return self.scan(view, columns, _equals_any(batch), partitions=chosen, fresh=fresh)
+            names = [*schema.names, *(name for name in batch.schema.names if name not in schema.names)]
+            return _among(self.scan(view, names, partitions=chosen, fresh=fresh), batch).select(schema.names)
         if batch.num_rows == 0:
             return schema.remove_metadata().empty_table()
 
         def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch, timeout: float) -> Found:
-            return self._lookup_once(directory, place, view, share, timeout, fresh)
+            found = self._lookup_once(directory, place, view, share, timeout, fresh)
+            self._check_age(found[1], fresh)
+            return found
 
         def saved(directory: Directory, part: LivePartition, share: pa.RecordBatch) -> Found:
             rows, answer = part.lookup(view, share)
@@ -271,20 +334,27 @@ class FlightReader:
         ) -> Ticket:
             asked = write_keys(share) if share is not None else None
             text = partial.text if partial is not None else None
-            return Ticket(
-                directory.job, view, number, tuple(wanted), encoded, asked, inner, live_part(fresh), wait, epoch, text
-            )
+            return Ticket(directory.job, view, number, tuple(wanted), encoded, asked, inner, fresh, wait, epoch, text)
 
         def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch | None, timeout: float) -> Opened:
             wait = waiting(fresh, timeout)
-            return self._open(place, ticket(directory, place.partition, share, place.epoch, wait), timeout)
+            opened = self._open(place, ticket(directory, place.partition, share, place.epoch, wait), timeout)
+            try:
+                self._check_age(Answer.of(opened[0]), fresh)
+            except Behind:
+                opened[2]()
+                raise
+            return opened
 
         def saved(directory: Directory, part: LivePartition, share: pa.RecordBatch | None) -> Opened:
             here = Requests()
             here.hosted = {(directory.job, part.partition): part}
             here.directories = {directory.job: directory}
             here.partial_handler = partial.handler if partial is not None else None
-            return *here.read(ticket(directory, part.partition, share, None)), _nothing
+            asked = ticket(directory, part.partition, share, None)
+            return *here.read(
+                replace(asked, fresh=LATEST)
+            ), _nothing  # it is as fresh as was asked for, or was not chosen
 
         opened: list[Opened] = Gathering(
             self._reading,
@@ -321,6 +391,16 @@ class FlightReader:
     ) -> None:
         self.close()
 
+    def _check_age(self, answer: Answer | None, fresh: Freshness) -> None:
+        """A service may itself answer from what was saved: that, too, is never older than was asked for. Raises Behind."""
+        saved = [each.as_of for each in answer.parts if each.origin == "saved"] if answer is not None else []
+        if fresh.max_age is not None and saved:
+            age = max(0.0, self._clock.wall() - min(saved))
+            if age > fresh.max_age or fresh.max_age == 0:
+                message = "there is nothing but what was saved, and that is older than max_age"
+                facts = {"age": round(age, 3), "max_age": fresh.max_age, "missed_by": round(age - fresh.max_age, 3)}
+                raise Behind(message, retry_after=1.0, **facts)
+
     def _columns(self, info: ViewInfo, columns: Sequence[str] | None) -> pa.Schema:
         if columns is None:
             return info.schema
@@ -342,7 +422,7 @@ class FlightReader:
         begun = self._clock.monotonic()
         try:
             return self._pool.lookup(
-                place.location, directory.job, view, place.partition, place.epoch, keys, timeout, live_part(fresh)
+                place.location, directory.job, view, place.partition, place.epoch, keys, timeout, fresh
             )
         except StreamBroken:
             self._pool.forget(place.location)
@@ -355,7 +435,7 @@ class FlightReader:
             view,
             place.partition,
             keys=write_keys(keys),
-            fresh=live_part(fresh),
+            fresh=fresh,
             wait=waiting(fresh, left),
             epoch=place.epoch,
         )
@@ -381,11 +461,6 @@ class FlightReader:
                 stream.patience = self._reading.timeout
                 return stream.schema, chain(held, batches), stream.cancel
         return stream.schema, iter(held), _nothing
-
-
-def live_part(fresh: Freshness) -> Freshness:
-    """What of `fresh` a live partition must know: its state has no age."""
-    return replace(fresh, max_age=None) if fresh.max_age is not None else fresh
 
 
 def waiting(fresh: Freshness, timeout: float) -> float | None:
@@ -434,6 +509,21 @@ def _indexed(info: ViewInfo, keys: pa.RecordBatch) -> bool:
     names = list(info.routing_keys)
     plain = names == list(info.keys[: len(names)]) and keys.schema.names == names
     return plain and all(each.null_count == 0 and not pa.types.is_floating(each.type) for each in keys.columns)
+
+
+def _among(table: pa.Table, keys: pa.RecordBatch) -> pa.Table:
+    """The rows of `table` whose key columns equal a row of `keys`, null equal to null."""
+    found = pa.chunked_array([pa.repeat(pa.scalar(0, pa.int64()), table.num_rows)])
+    wanted = pa.repeat(pa.scalar(0, pa.int64()), keys.num_rows)
+    for name in keys.schema.names:  # number the values of each column, then the pairs of that and what was before
+        values = keys.column(name).unique()
+        pairs = [
+            pc.add(pc.multiply(before, len(values)), pc.cast(pc.index_in(column, value_set=values), pa.int64()))
+            for before, column in ((found, table.column(name)), (wanted, keys.column(name)))
+        ]
+        known = pairs[1].unique()
+        found, wanted = (pc.cast(pc.index_in(each, value_set=known, skip_nulls=True), pa.int64()) for each in pairs)
+    return table.filter(pc.is_valid(found))
 
 
 def _equals_any(keys: pa.RecordBatch) -> pc.Expression:

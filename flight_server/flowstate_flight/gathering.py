@@ -231,6 +231,7 @@ class Gathering(Generic[Part, Share]):
             self._behind[number] = error
             return None
         except (Moved, Unavailable, Fenced) as error:
+            self._behind.pop(number, None)
             now = reading.clock.monotonic()
             reading.presence.failed(number, begun, now, error)
             self._failed[number] = (self._failed.get(number, (begun, error))[0], error)
@@ -241,7 +242,7 @@ class Gathering(Generic[Part, Share]):
 
     def _check_cut(self, place: PartitionInfo) -> None:
         epochs = self._reading.cuts.get(self._cut or 0)
-        if epochs is not None and epochs.get(place.partition, place.epoch) != place.epoch:
+        if epochs is not None and epochs.get(place.partition, place.epoch) < place.epoch:
             message = (
                 "a partition of this snapshot was lost since it was made, and what it kept of it; "
                 "take another with job.snapshot(), or read the last saved one with fs.open_snapshot"
@@ -311,8 +312,9 @@ class Gathering(Generic[Part, Share]):
     def _refusal(self, number: int) -> Unavailable:
         """Why a partition's part can be had neither live nor saved."""
         reading = self._reading
-        if number in self._behind:
-            return self._behind[number]
+        if (late := self._behind.get(number)) is not None:
+            known = {name: value for name, value in late.facts.items() if name not in ("retry_after", "waited")}
+            return Behind(late.message, retry_after=late.retry_after, **known, waited=reading.patience)
         away = reading.presence.away(number, reading.clock.monotonic())
         error = away.error if away is not None else self._failed[number][1] if number in self._failed else None
         message = "a partition did not answer in time; it may be recovering"

@@ -201,7 +201,7 @@ class Requests:
             wanted = columns_to_read(schema.names, condition)
             if rows is not None:
                 wanted += [name for name in rows.columns if name not in wanted]
-            _, batches, answer = partition.scan(ticket.view, wanted, cut)
+            _, batches, answer = partition.scan(ticket.view, wanted, cut, ticket.fresh.once)
             if rows is not None:
                 batches = rows.batches(batches)
         shaped = shape(batches, schema, condition, ticket.limit)

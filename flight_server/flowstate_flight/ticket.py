@@ -27,7 +27,7 @@ MAX_KEYS = 1_000_000
 _FIELDS = frozenset(
     {"v", "job", "view", "partition", "columns", "filter", "keys", "limit", "fresh", "wait", "epoch", "partial"}
 )
-_FRESH = frozenset({"max_age", "at_least", "consistent", "snapshot", "cut"})
+_FRESH = frozenset({"max_age", "at_least", "consistent", "snapshot", "cut", "once"})
 #: Seconds for which a request waits at most for what it asks.
 LONGEST_WAIT = 60.0
 
@@ -119,7 +119,7 @@ def freshness_of(data: object) -> Freshness:
     if data is None:
         return LATEST
     if not isinstance(data, Mapping) or set(data) - _FRESH:
-        raise InvalidFlow("'fresh' is a JSON object with max_age, at_least, consistent, snapshot or cut")
+        raise InvalidFlow("'fresh' is a JSON object with max_age, at_least, consistent, snapshot, or cut and once")
     return checked(**data)
 
 

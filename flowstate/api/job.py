@@ -112,7 +112,9 @@ class Reads(Mapping[str, "ViewMapping"]):
         return self._snapshot(self._make_cut(arguments.seconds("timeout", timeout)))
 
     def _make_cut(self, timeout: float) -> Mapping[str, Any]:
-        return self._reader.make_cut(timeout)
+        cut = self._reader.make_cut(timeout)
+        self._reader.keep_cut(cut)
+        return cut
 
     def _snapshot(self, cut: Mapping[str, Any]) -> Snapshot:
         from flowstate.view.freshness import Freshness
@@ -212,7 +214,7 @@ class Job(Reads):
 
     def _make_cut(self, timeout: float) -> Mapping[str, Any]:
         cut: dict[str, Any] = self._ask("cut", timeout=timeout)
-        self._reader.keep_cut(cut["cut"])
+        self._reader.keep_cut(cut)
         return cut
 
     def wait(self, timeout: float | None = None) -> None:

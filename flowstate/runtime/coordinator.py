@@ -313,7 +313,9 @@ class Coordinator:
         """The number of a new cut, or None while one is open."""
         if self.cut_opened is not None:
             return None
-        self.cut_taken, self.cut_saved, self.cut_opened, self.done = {}, {}, now, None
+        self.cut_taken, self.cut_opened = {}, now
+        if saves:  # one for readers leaves alone what is still being saved
+            self.cut_saved, self.done = {}, None
         self.table = replace(
             self.table, version=self.table.version + 1, cut=self.table.cut + 1, closed=self.table.cut, saves=saves
         )
@@ -330,8 +332,10 @@ class Coordinator:
                 out = self._change(close=False, closed=self.table.cut)
                 if any(position != positions[0] for position in positions):
                     return [*out, CutFailed(self.table.cut, "partitions took the cut at different positions")]
-                self.done = CutDone(self.table.cut, positions[0])
-                return [*out, self.done]
+                done = CutDone(self.table.cut, positions[0])
+                if self.table.saves:
+                    self.done = done
+                return [*out, done]
         saved = report.get("cut_saved")
         if saved and self.done is not None and saved["cut"] == self.done.cut:
             if "version" not in saved:  # it is in no manifest of this partition: another cut may be

@@ -22,6 +22,7 @@ from flowstate.errors import Fenced, Unavailable
 from flowstate.runtime.aside import aside_pool
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.job_spec import JobSpec
+from flowstate.runtime.kept import BUDGET
 from flowstate.runtime.lease import Lease
 from flowstate.runtime.link import ClientLink, LocalPort, Mailbox, Port, ServerLink
 from flowstate.runtime.pump import Pump
@@ -221,7 +222,9 @@ class Host(WorkerPlugin):
             except TimeoutError:
                 pass
             self._urgent.clear()
-            for served in list(self.served.values()):
+            here = list(self.served.values())
+            for served in here:
+                served.budget = BUDGET // len(here)
                 served.expire()
             reports = [describe(pump) for pump in list(self.pumps.values())]
             sent = self.clock.monotonic()

@@ -19,6 +19,7 @@ from flowstate.exchange.message import Attach, Marker, Message, StreamId
 from flowstate.exchange.route import Router
 from flowstate.plan.position import Floor
 from flowstate.runtime.aside import Aside
+from flowstate.runtime.awaited import Awaited
 from flowstate.runtime.commits import Commits
 from flowstate.runtime.contents import Contents, Frozen
 from flowstate.runtime.gate import Gate
@@ -86,8 +87,7 @@ class Pump:
         self.cut: dict[str, Any] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
-        self._applied = threading.Condition()  # readers that wait for rows
-        self._awaited = 0
+        self.awaited = Awaited()
         self._stopping = False
         self._tables: list[Table] = []
         self._incoming: dict[StreamId, Port] = {}  # streams that this owner reads
@@ -111,15 +111,6 @@ class Pump:
     def join(self, timeout: float) -> bool:
         self._thread.join(timeout)
         return not self._thread.is_alive()
-
-    def wait_until(self, done: Callable[[], bool], timeout: float) -> None:
-        """Return when `done`, which is asked again after every block, or after `timeout` seconds, or when nothing more is applied."""
-        with self._applied:
-            self._awaited += 1
-            try:
-                self._applied.wait_for(lambda: self._stopping or done(), timeout)
-            finally:
-                self._awaited -= 1
 
     def hear(self, table: Table) -> None:
         self._post(partial(self._hear, table))
@@ -157,6 +148,7 @@ class Pump:
             logging.getLogger("flowstate").exception("partition %s of %s failed", self.number, self.spec.name)
         finally:
             self._close()
+            self.awaited.end()  # now that the state says why: whoever waited must not take it for slow
             self._report()
 
     def _load(self) -> None:
@@ -183,8 +175,8 @@ class Pump:
             moved = self._drain_inbox()
             moved |= self._consume(machine)
             moved |= self._fill(machine)
-            if moved and self._awaited:
-                self._tell_applied()
+            if moved:
+                self.awaited.tell()
             wanted = machine.reads()
             moved |= self._read(machine, wanted, 0.0 if moved else IDLE)
             now = self.clock.monotonic()
@@ -202,10 +194,6 @@ class Pump:
             self._inbox.popleft()()
             moved = True
         return moved
-
-    def _tell_applied(self) -> None:
-        with self._applied:
-            self._applied.notify_all()
 
     def _consume(self, machine: Partition) -> bool:
         """One message of every split that has one: a block each."""
@@ -382,7 +370,6 @@ class Pump:
 
     def _close(self) -> None:
         self._stopping = True
-        self._tell_applied()
         self.intake.close()
         for ends in (self._incoming, self._outgoing):
             for stream, port in ends.items():

@@ -64,6 +64,7 @@ class RunningJob:
         self.actors: dict[tuple[int, int], Any] = {}
         self._pickled = cloudpickle.dumps(spec)
         self.cut_followers: list[asyncio.Queue[CutDone | CutFailed]] = []
+        self._coming: asyncio.Task[CutDone | CutFailed | None] | None = None  # the next cut for readers, not yet open
         self.saved_cut: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._next_cut = clock.monotonic() + spec.every
@@ -104,11 +105,7 @@ class RunningJob:
         deadline = self.clock.monotonic() + timeout
         reason = "another cut is open"
         while (left := deadline - self.clock.monotonic()) > 0:
-            number = self.coordinator.open_cut(self.clock.monotonic(), saves=saves)
-            if number is None:
-                await asyncio.sleep(0.005)
-                continue
-            result = await self._follow_cut(number, saves, left)
+            result = await (self._next_cut_of_its_own(left) if saves else self._next_shared_cut(left))
             if isinstance(result, CutDone):
                 return result
             reason = result.reason if result else "it was not aligned in time"
@@ -116,6 +113,28 @@ class RunningJob:
         raise Unavailable(
             "no consistent cut could be made; try again", job=self.spec.name, reason=reason, retry_after=1.0
         )
+
+    async def _next_shared_cut(self, timeout: float) -> CutDone | CutFailed | None:
+        """Readers who ask while a cut is open share the next one. None that was open before they asked would do: it may be from before."""
+        if self._coming is None:
+            self._coming = asyncio.ensure_future(self._next_cut_of_its_own(self.coordinator.limits.cut, shared=True))
+            self._tasks.add(self._coming)
+            self._coming.add_done_callback(self._tasks.discard)
+        coming = self._coming
+        await asyncio.wait({coming}, timeout=timeout)
+        return coming.result() if coming.done() and not coming.cancelled() else None
+
+    async def _next_cut_of_its_own(self, timeout: float, *, shared: bool = False) -> CutDone | CutFailed | None:
+        try:
+            deadline = self.clock.monotonic() + timeout
+            while (number := self.coordinator.open_cut(self.clock.monotonic(), saves=not shared)) is None:
+                if self.clock.monotonic() > deadline:
+                    return None
+                await asyncio.sleep(0.002)
+        finally:
+            if shared:
+                self._coming = None
+        return await self._follow_cut(number, not shared, deadline - self.clock.monotonic())
 
     async def _follow_cut(self, number: int, saves: bool, timeout: float) -> CutDone | CutFailed | None:
         """What became of it. Everything that happens to cuts is heard, however fast it follows on each other."""
@@ -126,10 +145,8 @@ class RunningJob:
             async with asyncio.timeout(timeout):
                 while True:
                     result = await heard.get()
-                    if isinstance(result, CutFailed) or result.saved or not saves:
+                    if result.cut == number and (isinstance(result, CutFailed) or result.saved or not saves):
                         return result
-                    if result.cut > number:  # made for a reader, while this one was being saved
-                        return CutFailed(number, "another cut came before it was saved")
         except TimeoutError:
             return None
         finally:
@@ -393,6 +410,8 @@ class RunningJob:
 
         task = asyncio.ensure_future(run())
         self._tasks.add(task)
+        # a task that is cancelled before it begins leaves `work` behind, which Python then reports as never awaited
+        task.add_done_callback(lambda _: work.close())
         task.add_done_callback(self._tasks.discard)
 
     # what it tells

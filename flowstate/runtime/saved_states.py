@@ -105,7 +105,7 @@ class SavedStates:
 
     def snapshot(self, number: int) -> tuple[Directory, Mapping[int, StoredPartition]]:
         with self._lock:
-            found = self._cuts.pop(number, None)
+            found = self._cuts.get(number)
         if found is None:
             job = self._job()
             saved = SavedSnapshot.open(self.store, number)
@@ -114,6 +114,7 @@ class SavedStates:
                 {each: StoredPartition(saved, each) for each in saved.partitions},
             )
         with self._lock:
+            found = self._cuts.pop(number, found)  # another thread may have been faster, and have loaded tables
             self._cuts[number] = found  # the last one read stands last
             while len(self._cuts) > CUTS:
                 del self._cuts[next(iter(self._cuts))]

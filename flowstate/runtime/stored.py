@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -52,7 +53,7 @@ class StoredPartition:
             raise behind(self.partition, lacking, 0.0)
 
     def scan(
-        self, view: str, columns: list[str] | None = None, cut: int | None = None
+        self, view: str, columns: list[str] | None = None, cut: int | None = None, once: bool = False
     ) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Answer]:
         with self._lock:
             frozen = self._table(view).view()

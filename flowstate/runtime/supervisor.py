@@ -183,7 +183,7 @@ class Supervisor(SchedulerPlugin):
                         run=running.spec.run,
                     )
                 await self._hosts_are_known()
-                beginning = await asyncio.to_thread(begin, asked, self.clock)
+                beginning = await asyncio.to_thread(begin, asked, self.clock, self.credentials)
                 if running is not None:
                     await running.fenced_by(beginning.spec.run)
                 if self.client is None:
@@ -232,7 +232,9 @@ class Supervisor(SchedulerPlugin):
                 if not job.ready or job.state not in ("running", "finished"):
                     raise Unavailable("the job is not up", job=job.spec.name, state=job.state, retry_after=0.5)
                 done = await job.cut(float(arguments.get("timeout", 5.0)))
-                return {"cut": done.cut, "position": {split: list(place) for split, place in done.position.items()}}
+                epochs = {each.partition: each.epoch for each in job.directory().partitions}
+                position = {split: list(place) for split, place in done.position.items()}
+                return {"cut": done.cut, "position": position, "epochs": [*epochs.items()]}
             case "drain":
                 job.drain()
                 return None

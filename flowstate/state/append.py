@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from flowstate.errors import CorruptData, InvalidFlow
 from flowstate.plan.spec import AppendSpec
+from flowstate.state.pieces import Pieces
 
 
 class AppendChunk:
@@ -42,6 +43,10 @@ class AppendView:
         chunks = self.chunks
         for each in chunks:
             yield each.state() if columns is None else each.state().select(columns)
+
+    def pieces(self) -> Pieces:
+        """The memory that it refers to."""
+        return Pieces.of((id(each.state()), each.state().get_total_buffer_size()) for each in self.chunks)
 
     def release(self) -> None:
         """Give the rows up. Batches that were handed out stay valid."""
@@ -124,6 +129,11 @@ class AppendTable:
             if split.sealed.num_rows:
                 chunks.append(AppendChunk(split.id, split.version, split.sealed))
         return AppendView(self.spec.schema, tuple(chunks))
+
+    def pieces(self) -> Pieces:
+        """The memory that it shares with views."""
+        sealed = [each.sealed for each in self._splits.values()]
+        return Pieces.of((id(each), each.get_total_buffer_size()) for each in sealed)
 
     def memory(self) -> dict[str, int]:
         kept = sum(

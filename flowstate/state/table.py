@@ -25,6 +25,7 @@ from flowstate.state.index import Index
 from flowstate.state.kernels import decode, fold
 from flowstate.state.kernels import index as kernels
 from flowstate.state.lookup import Found, found_rows, taken
+from flowstate.state.pieces import Pieces, pieces_of
 from flowstate.state.view import TableView, micros_per
 from flowstate.state.windows import Window, Windows, doubled
 
@@ -346,6 +347,11 @@ class KeyedTable:
             self._versions[:used].copy(),
             self._filled[:used].copy(),
         )
+
+    def pieces(self) -> Pieces:
+        """The memory of its chunks, to be compared with that of views. For whoever may write: a chunk that is looked at is not alone."""
+        window = self.spec.window
+        return Pieces.of(pieces_of(self._stored, windows_go=window is not None and window.keep is not None))
 
     def lookup(self, keys: pa.RecordBatch) -> pa.RecordBatch:
         """Result rows of the given keys: all plain keys, for all their windows, or the full key. By key in the order given, then

@@ -12,6 +12,7 @@ import pyarrow as pa
 from flowstate.errors import InvalidFlow, did_you_mean
 from flowstate.plan.spec import REVISION
 from flowstate.state.chunk import Chunk, Layout, Stored
+from flowstate.state.pieces import Pieces, pieces_of
 
 _REVISION = pa.field(REVISION, pa.int64(), nullable=False)
 
@@ -63,6 +64,7 @@ class TableView:
         self._layout = layout
         self._stored: list[Stored | None] | None = stored
         self._ids, self._versions, self._filled = ids, versions, filled
+        self._pieces: Pieces | None = None
 
     @property
     def chunks(self) -> Sequence[Chunk]:
@@ -82,9 +84,15 @@ class TableView:
         for name in columns or ():
             if name not in self.schema.names:
                 raise InvalidFlow(f"there is no such column{did_you_mean(name, self.schema.names)}", column=name)
-        chunks = list(reversed(self.chunks))
-        while chunks:
-            yield chunks.pop().results(columns)
+        return _results(list(reversed(self.chunks)), columns)
+
+    def pieces(self) -> Pieces:
+        """The memory that it refers to."""
+        if self._pieces is None:
+            window = self._layout.spec.window
+            windows_go = window is not None and window.keep is not None
+            self._pieces = Pieces.of(pieces_of(self._stored or (), windows_go=windows_go))
+        return self._pieces
 
     def closed(self, after_us: int, upto_us: int) -> pa.RecordBatch:
         """Result rows of the windows whose closing time (microseconds) is after `after_us` and not after `upto_us`."""
@@ -160,3 +168,9 @@ class TableView:
     def release(self) -> None:
         """Give the chunks up. May be called more than once; done by itself when the view is forgotten."""
         self._stored = None
+
+
+def _results(chunks: list[Chunk], columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """Chunk by chunk, each let go of when it was given out; so it must not know the view."""
+    while chunks:
+        yield chunks.pop().results(columns)

@@ -11,7 +11,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -107,10 +107,11 @@ class LivePartition(Protocol):
         within `wait` seconds. A state that no longer changes waits for nothing."""
 
     def scan(
-        self, view: str, columns: list[str] | None = None, cut: int | None = None
+        self, view: str, columns: list[str] | None = None, cut: int | None = None, once: bool = False
     ) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Answer]:
         """All rows of `view` (its `columns`) as batches of at most about 4 MB, immutable and consistent at one position. With
-        `cut`, the state that was kept for that cut. The schema does not carry the answer yet."""
+        `cut`, the state that was kept for that cut, and with `once` this may be all that is read of it. The schema does not carry the
+        answer yet."""
 
     def lookup(self, view: str, keys: pa.RecordBatch) -> tuple[pa.RecordBatch, Answer]:
         """The rows whose leading key columns equal a row of `keys` (all routing keys at least; further key columns, such as the

@@ -12,13 +12,13 @@ longer than the read's patience, and nothing is ever quietly older than was aske
 * ``snapshot``: the number of a saved cut: everything as it was then, also long after.
 
 `cut` is what `consistent` has become when the cut is made: its number, by which the partitions keep it. A cut has a position, so nothing
-else is asked of it.
+else is asked of it. `once` says that it was made for one read: it makes room for cuts that sessions read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from flowstate.errors import Behind, InvalidFlow
@@ -26,6 +26,8 @@ from flowstate.plan.position import Place
 
 #: Splits that one read may name.
 MAX_SPLITS = 10_000
+#: Seconds; an age beyond that is any age.
+LONGEST_AGE = 1e15
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,7 @@ class Freshness:
     consistent: bool = False
     snapshot: int | None = None
     cut: int | None = None
-
-    def in_cut(self, cut: int) -> Freshness:
-        """The same, now that its cut is made."""
-        return replace(self, consistent=False, cut=cut)
+    once: bool = False
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON, without what is not asked for; `checked` reads it."""
@@ -49,8 +48,9 @@ class Freshness:
             data["max_age"] = self.max_age
         if self.at_least:
             data["at_least"] = {split: list(place) for split, place in self.at_least.items()}
-        if self.consistent:
-            data["consistent"] = True
+        for name in ("consistent", "once"):
+            if getattr(self, name):
+                data[name] = True
         for name in ("snapshot", "cut"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
@@ -74,7 +74,7 @@ def refined(base: Freshness, asked: Asked) -> Freshness:
     if not asked:
         return base
     given: dict[str, Any] = {
-        name: getattr(base, name) for name in ("max_age", "at_least", "consistent", "snapshot", "cut")
+        name: getattr(base, name) for name in ("max_age", "at_least", "consistent", "snapshot", "cut", "once")
     }
     return checked(**(given | asked))
 
@@ -85,6 +85,7 @@ def checked(
     consistent: object = False,
     snapshot: object = None,
     cut: object = None,
+    once: object = False,
 ) -> Freshness:
     """A `Freshness` from what a person or a client gave. Places are ``(offset, floors)``, or plain offsets. Raises InvalidFlow."""
     if not isinstance(consistent, bool):
@@ -94,7 +95,9 @@ def checked(
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63):
             raise InvalidFlow(f"{name} is the number of one, not negative", got=repr(value))
         numbers[name] = value
-    fresh = Freshness(_age(max_age), _places(at_least), consistent, numbers["snapshot"], numbers["cut"])
+    if not isinstance(once, bool) or (once and cut is None):
+        raise InvalidFlow("once is True only for a cut that was made for one read", got=repr(once))
+    fresh = Freshness(_age(max_age), _places(at_least), consistent, numbers["snapshot"], numbers["cut"], once)
     fixed = [name for name in ("consistent", "snapshot", "cut") if getattr(fresh, name) not in (None, False)]
     if len(fixed) > 1 or (fixed and fixed != ["consistent"] and (fresh.at_least or fresh.max_age is not None)):
         message = "a snapshot has a position of its own; ask for it alone, or for a fresh one with consistent=True"
@@ -111,13 +114,14 @@ def missing(at_least: Mapping[str, Place], position: Mapping[str, Place]) -> dic
     }
 
 
-def behind(partition: int, lacking: Mapping[str, tuple[Place, Place | None]], waited: float) -> Behind:
-    """The refusal that `missing` makes necessary."""
+def behind(partition: int | None, lacking: Mapping[str, tuple[Place, Place | None]], waited: float) -> Behind:
+    """The refusal that `missing` makes necessary; `partition` is None for a cut of all."""
     split, (asked, reached) = next(iter(sorted(lacking.items())))
     message = "the state has not come as far as was asked for; try again, or wait for longer"
     if reached is None:
         message = "this split is not known here (yet); look for its name in the position of an answer"
-    facts: dict[str, Any] = {"partition": partition, "split": split, "asked": list(asked)}
+    facts: dict[str, Any] = {} if partition is None else {"partition": partition}
+    facts |= {"split": split, "asked": list(asked)}
     if reached is not None:
         facts |= {"reached": list(reached), "missed_by": asked.offset - reached.offset}
     return Behind(message, retry_after=0.1 if reached is not None else 1.0, **facts, waited=round(waited, 3))
@@ -139,7 +143,7 @@ def _age(max_age: object) -> float | None:
             "max_age is a number of seconds, 0 for live answers alone, or None for what was saved last, however old"
         )
         raise InvalidFlow(message, got=repr(max_age))
-    return float(max_age)
+    return float(max_age) if max_age <= LONGEST_AGE else None
 
 
 def _places(at_least: object) -> dict[str, Place]:
