@@ -79,6 +79,7 @@ class Harness:
         self.computed = 0
         self.version = 0
         self.closing: list[Any] = []
+        self.standing = False
 
     def answer(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch], text: str) -> Any:
         self.computed += 1
@@ -86,6 +87,7 @@ class Harness:
 
     def load(self, table: pa.Table, routing: tuple[str, ...], saved: Any = None) -> None:
         self.close()
+        self.standing = False
         self.version += 1
         keys = (*routing, "id") if routing else ()
         self.info = ViewInfo("data", table.schema, "keyed" if routing else "append", keys, routing)
@@ -137,11 +139,20 @@ def shared() -> Iterator[Harness]:
 
 
 @pytest.fixture
-def harness(shared: Harness) -> Iterator[Harness]:
+def harness(shared: Harness) -> Harness:
+    """For tests that only ask."""
+    if not shared.standing:
+        shared.load(random_table(random.Random(3), 60), ("customer",))
+        shared.standing = True
+    return shared
+
+
+@pytest.fixture
+def changing(shared: Harness) -> Iterator[Harness]:
+    """For tests that change what is there."""
     shared.load(random_table(random.Random(3), 60), ("customer",))
     yield shared
     shared.service.set_partial_handler(shared.answer)
-    shared.close()
 
 
 def same(one: Sequence[tuple[Any, ...]], other: Sequence[tuple[Any, ...]]) -> bool:
@@ -370,10 +381,10 @@ def test_what_is_not_explained(harness: Harness, query: str, message: str) -> No
         harness.session.sql(query)
 
 
-def test_a_relation_is_computed_anew_each_time(harness: Harness) -> None:
-    relation = harness.session.sql("select count(*) as n from data")
+def test_a_relation_is_computed_anew_each_time(changing: Harness) -> None:
+    relation = changing.session.sql("select count(*) as n from data")
     assert relation.fetchall() == [(60,)]
-    for each in harness.partitions:
+    for each in changing.partitions:
         each.tables["data"] = each.tables["data"].slice(0, 1)
     assert relation.filter("n > 0").fetchall() == [(COUNT,)]
 
@@ -381,13 +392,13 @@ def test_a_relation_is_computed_anew_each_time(harness: Harness) -> None:
 # how fresh
 
 
-def test_a_cut_is_one_over_all_parts(harness: Harness) -> None:
-    for each in harness.partitions:
+def test_a_cut_is_one_over_all_parts(changing: Harness) -> None:
+    for each in changing.partitions:
         each.cuts[5] = {"data": each.tables["data"].slice(0, 2)}
-    with Session(harness.reader, Freshness(cut=5)) as session:
-        before = harness.computed
+    with Session(changing.reader, Freshness(cut=5)) as session:
+        before = changing.computed
         assert session.sql("select count(*) from data").fetchall() == [(2 * COUNT,)]
-        assert harness.computed == before + COUNT
+        assert changing.computed == before + COUNT
         assert session.last_answers["data"].consistent
 
 
@@ -439,18 +450,18 @@ def test_what_a_partition_saved_is_computed_here(shared: Harness) -> None:
 # partitions that do not compute
 
 
-def test_rows_are_asked_for_where_nobody_computes(harness: Harness) -> None:
-    harness.service.set_partial_handler(None)
-    assert not harness.check("select open, sum(total), avg(number) from data where customer <> 'a' group by open")
-    assert len(harness.session.last_answers["data"].parts) == COUNT
+def test_rows_are_asked_for_where_nobody_computes(changing: Harness) -> None:
+    changing.service.set_partial_handler(None)
+    assert not changing.check("select open, sum(total), avg(number) from data where customer <> 'a' group by open")
+    assert len(changing.session.last_answers["data"].parts) == COUNT
 
 
-def test_another_version_of_the_engine_does_not_compute(harness: Harness) -> None:
+def test_another_version_of_the_engine_does_not_compute(changing: Harness) -> None:
     def other(schema: pa.Schema, batches: Iterator[pa.RecordBatch], text: str) -> Any:
         return answer_partial(schema, batches, json.dumps({**json.loads(text), "engine": "duckdb 1.0"}))
 
-    harness.service.set_partial_handler(other)
-    assert not harness.check("select stddev(number) from data")
+    changing.service.set_partial_handler(other)
+    assert not changing.check("select stddev(number) from data")
 
 
 def test_an_error_of_a_value_is_that_of_the_query(harness: Harness) -> None:

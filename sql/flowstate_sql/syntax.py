@@ -84,7 +84,7 @@ class Syntax:
         return found
 
     def _one(self, query: str, value: str) -> str:
-        (row,) = self._cursor.sql(query, params=[value]).fetchall()
+        (row,) = self._cursor.execute(query, [value]).fetchall()
         return str(row[0])
 
     def check_select(self, node: Node) -> None:
