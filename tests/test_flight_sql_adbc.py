@@ -137,7 +137,9 @@ def test_objects(connection: Any) -> None:
     [tables] = connection.adbc_get_objects(depth="tables").read_all()["catalog_db_schemas"].to_pylist()
     assert {each["table_name"] for each in tables[0]["db_schema_tables"]} >= {"kinds", "subtotals", "subtotals_late"}
     assert connection.adbc_get_table_schema("subtotals").names == TABLES["subtotals"].schema.names
-    assert connection.adbc_get_table_types() == ["TABLE"]
+    assert set(connection.adbc_get_table_types()) == {"SYSTEM TABLE", "TABLE"}
+    assert "flowstate_views" in {each["table_name"] for each in tables[0]["db_schema_tables"]}
+    assert connection.adbc_get_table_schema("flowstate_views").names[0] == "view"
     assert connection.adbc_get_info()["vendor_name"] == "flowstate"
     assert connection.adbc_current_catalog == "temp"
 

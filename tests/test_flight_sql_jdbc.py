@@ -40,7 +40,8 @@ def test_catalogs_schemas_and_tables(found: Found) -> None:
     assert found["tables"] == tables
     assert found["tables of another schema"] == 0
     assert found["tables with an escape"] == [["subtotals_late"]]
-    assert found["table types"] == [["TABLE"]]
+    assert found["table types"] == [["SYSTEM TABLE"], ["TABLE"]]
+    assert ["temp", "main", "flowstate_views", "SYSTEM TABLE"] in found["system tables"]
 
 
 def test_columns_and_keys(found: Found) -> None:

@@ -56,6 +56,8 @@ public class Asker {
         say("tables", () -> rows(about.getTables(null, null, "sub%", new String[] {"TABLE"}), "TABLE_CAT", "TABLE_SCHEM", "TABLE_NAME", "TABLE_TYPE"));
         say("tables of another schema", () -> count(about.getTables(null, "other", "%", null)));
         say("tables with an escape", () -> rows(about.getTables(null, null, "subtotals\\_late", null), "TABLE_NAME"));
+        say("system tables", () -> rows(about.getTables(null, null, null, new String[] {"SYSTEM TABLE"}),
+            "TABLE_CAT", "TABLE_SCHEM", "TABLE_NAME", "TABLE_TYPE"));
         say("table types", () -> rows(about.getTableTypes()));
         say("columns", () -> rows(about.getColumns(null, null, "kinds", "%"),
             "COLUMN_NAME", "DATA_TYPE", "TYPE_NAME", "COLUMN_SIZE", "DECIMAL_DIGITS", "ORDINAL_POSITION"));

@@ -1,4 +1,4 @@
-"""Catalogs, schemas, tables and keys, as drivers ask for them. All views lie in one schema, by the names that SQL knows them by."""
+"""Catalogs, schemas, tables and keys, as drivers ask for them. All tables lie in one schema, by the names that SQL knows them by."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from flowstate_flight.flight_sql.messages import Message
 
 #: What DuckDB calls the place of its tables: a query may name a view with it.
 CATALOG, SCHEMA = "temp", "main"
-TABLE = "TABLE"
+TABLE, SYSTEM = "TABLE", "SYSTEM TABLE"
 
 _KINDS = {"text": pa.string(), "int32": pa.int32(), "uint8": pa.uint8(), "bool": pa.bool_(), "binary": pa.binary()}
 _LIST = pa.list_(pa.field("item", pa.string(), False))
 
 
-class Views(Protocol):
-    """The views that are there for whoever asks."""
+class Tables(Protocol):
+    """What is there for whoever asks: views, and tables that tell of the job."""
 
     def views(self) -> list[str]: ...
 
     def info(self, view: str) -> ViewInfo: ...
+
+    def system(self) -> list[str]: ...
+
+    def columns(self, table: str) -> pa.Schema:
+        """Of a system table."""
 
 
 def _columns(**columns: str) -> pa.Schema:
@@ -73,7 +78,7 @@ def metadata_schema(name: str, asked: Message) -> pa.Schema:
     return schema
 
 
-def metadata(name: str, asked: Message, views: Views, version: str, reads: Reads) -> pa.Table:
+def metadata(name: str, asked: Message, tables: Tables, version: str, reads: Reads) -> pa.Table:
     """The answer to a command. Raises InvalidFlow."""
     schema = metadata_schema(name, asked)
     if name == "CommandGetSqlInfo":
@@ -83,16 +88,25 @@ def metadata(name: str, asked: Message, views: Views, version: str, reads: Reads
     if name == "CommandGetCatalogs":
         rows = [{"catalog_name": CATALOG}]
     elif name == "CommandGetTableTypes":
-        rows = [{"table_type": TABLE}]
+        rows = [{"table_type": SYSTEM}, {"table_type": TABLE}]
     elif name == "CommandGetDbSchemas" and here and _like(asked.text(2), SCHEMA):
         rows = [{"catalog_name": CATALOG, "db_schema_name": SCHEMA}]
     elif name == "CommandGetTables" and here and _like(asked.text(2), SCHEMA):
         kinds = asked.texts(4)
+        found = []
+        if not kinds or SYSTEM in kinds:
+            found += [(SYSTEM, each) for each in sorted(tables.system())]
         if not kinds or TABLE in kinds or f"BASE {TABLE}" in kinds:  # Grafana says it in that way
-            rows = [_table(views.info(each), reads) for each in sorted(views.views()) if _like(asked.text(3), each)]
+            found += [(TABLE, each) for each in sorted(tables.views())]
+        rows = [
+            {"catalog_name": CATALOG, "db_schema_name": SCHEMA, "table_name": name, "table_type": kind}
+            | ({"table_schema": _columns_of(tables, kind, name, reads)} if asked.flag(5) else {})
+            for kind, name in found
+            if _like(asked.text(3), name)
+        ]
     elif name == "CommandGetPrimaryKeys" and here and asked.text(2) in (None, SCHEMA):
         table = asked.text(3)
-        keys = views.info(table).keys if table is not None and table in views.views() else ()
+        keys = tables.info(table).keys if table is not None and table in tables.views() else ()
         rows = [
             {
                 "catalog_name": CATALOG,
@@ -106,15 +120,9 @@ def metadata(name: str, asked: Message, views: Views, version: str, reads: Reads
     return pa.Table.from_pylist([{each: row.get(each) for each in schema.names} for row in rows], schema)
 
 
-def _table(info: ViewInfo, reads: Reads) -> dict[str, Any]:
-    columns = sent_schema(info.schema, reads, (CATALOG, SCHEMA, info.name))
-    return {
-        "catalog_name": CATALOG,
-        "db_schema_name": SCHEMA,
-        "table_name": info.name,
-        "table_type": TABLE,
-        "table_schema": columns.serialize().to_pybytes(),
-    }
+def _columns_of(tables: Tables, kind: str, name: str, reads: Reads) -> bytes:
+    schema = tables.columns(name) if kind == SYSTEM else tables.info(name).schema
+    return bytes(sent_schema(schema, reads, (CATALOG, SCHEMA, name)).serialize().to_pybytes())
 
 
 def _like(pattern: str | None, text: str) -> bool:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from flowstate.errors import InvalidFlow
+from flowstate.view.directory import ViewInfo
 from flowstate.view.sql import RunSql
 from flowstate_flight.client import FlightReader
 from flowstate_flight.flight_sql.call import Call, to_driver
@@ -92,8 +93,7 @@ class FlightSql:
         name, message = unpack(ticket)
         if name not in (*_STATEMENTS, "TicketStatementQuery"):
             _refuse_changes(name)
-            views = RestrictedReader(self._reader, call.who, "sql")
-            table = metadata(name, message, views, self._version, call.reads)
+            table = metadata(name, message, _Tables(self._reader, self._sql, call), self._version, call.reads)
             return table.schema, iter(table.to_batches())
         query = _query(name, message)
         # Bound to several rows it runs several times: in one cut, if in any.
@@ -166,6 +166,32 @@ class FlightSql:
         for each in found:
             each.statement.cancel()
         return bool(found)
+
+
+class _Tables:
+    """What is there for the caller. System tables are those of SQL that are no views."""
+
+    def __init__(self, reader: FlightReader, sql: RunSql, call: Call) -> None:
+        self._reader = RestrictedReader(reader, call.who, "sql")
+        self._sql, self._call = sql, call
+
+    def views(self) -> list[str]:
+        return self._reader.views()
+
+    def info(self, view: str) -> ViewInfo:
+        return self._reader.info(view)
+
+    def system(self) -> list[str]:
+        statement = self._sql.run("select table_name from information_schema.tables", who=self._call.who)
+        try:
+            names = [name for each in statement.batches() for name in each.column(0).to_pylist()]
+        finally:
+            statement.cancel()
+        return [each for each in names if each not in self.views()]
+
+    def columns(self, table: str) -> pa.Schema:
+        quoted = table.replace('"', '""')
+        return self._sql.describe(f'select * from "{quoted}"', who=self._call.who).schema
 
 
 def _query(name: str, message: Message) -> Query:
