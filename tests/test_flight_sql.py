@@ -21,13 +21,14 @@ from flowstate.view.answer import Answer, answer_of_data
 from flowstate.view.freshness import LATEST, checked
 from flowstate.view.sql import RunSql
 from flowstate_flight import FlightReader
-from flowstate_flight.flight_sql.call import read_headers
+from flowstate_flight.flight_sql.call import Call, read_headers
 from flowstate_flight.flight_sql.columns import Reads, parameter_schema, sent_batch, sent_schema
 from flowstate_flight.flight_sql.messages import PREFIX, Message, is_flight_sql, pack, unpack
 from flowstate_flight.flight_sql.metadata import _like
 from flowstate_flight.flight_sql.sql_info import sql_info
 from flowstate_flight.flight_sql.statements import Query
 from flowstate_flight.gateway import Gateway
+from flowstate_flight.handlers import clean_iterator
 from flowstate_flight.protobuf import write
 from flowstate_sql.served import ServedSql
 
@@ -129,10 +130,28 @@ def test_a_client_that_goes_away_ends_its_query(
     # one whose rows were flowing
     stream = client.do_get(client.get_flight_info(statement(FLOWING)).endpoints[0].ticket)
     assert stream.read_chunk().data.num_rows > 0
-    assert served.gateway.flight_sql._running
+    assert served.gateway.flight_sql._under_way()
     stream.cancel()
-    until(lambda: not served.gateway.flight_sql._running)
+    until(lambda: not served.gateway.flight_sql._under_way())
     assert read(client, statement("select 42 as n")).to_pylist() == [{"n": 42}]
+
+
+def test_rows_that_nobody_begins_to_read_are_let_go(served: SqlGateway) -> None:
+    """A client may be gone before its first row, and then nothing is ever asked of the stream, nor may the call be."""
+    asked: list[bool] = []
+    flight_sql = served.gateway.flight_sql
+    assert flight_sql is not None
+    call = Call(gone=lambda: bool(asked.append(True)))
+    _, batches = flight_sql.read(call, pack("CommandStatementQuery", write([(1, FLOWING.encode())])))
+    stream = clean_iterator(batches)
+    assert len(flight_sql._under_way()) == 1
+    del stream, batches
+    assert flight_sql._under_way() == []
+    assert call.cancelled()
+    asked.clear()
+    assert isinstance(served.gateway.sql, ServedSql)
+    until(lambda: not served.gateway.sql._slots.taken())
+    assert asked == []
 
 
 def test_a_query_is_cancelled_by_another_connection(client: flight.FlightClient, served: SqlGateway) -> None:

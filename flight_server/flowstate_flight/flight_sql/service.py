@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from importlib import metadata as packages
 from typing import Any, TypeVar
@@ -65,7 +66,8 @@ class FlightSql:
         self._reader, self._sql = reader, sql
         self._version = packages.version("flowstate")
         self._lock = threading.Lock()
-        self._running: dict[tuple[str, bytes], list[Execution]] = {}
+        # weak: one that nobody reads any more must end, and only its own end tells that
+        self._running: weakref.WeakKeyDictionary[Execution, tuple[str, bytes]] = weakref.WeakKeyDictionary()
 
     @_told
     def flight_info(self, call: Call, descriptor: flight.FlightDescriptor) -> flight.FlightInfo:
@@ -99,22 +101,10 @@ class FlightSql:
         # Bound to several rows it runs several times: in one cut, if in any.
         fresh = self._reader.moment(call.fresh) if query.bound is not None else call.fresh
         execution = execute(self._sql, query, call, fresh)
-        self._note((call.who.name, bytes(ticket)), execution)
+        with self._lock:
+            self._running[execution] = (call.who.name, bytes(ticket))
         answers = {view: each.to_data() for view, each in execution.statement.answers.items()}
         return execution.schema.with_metadata({ANSWERS: json.dumps(answers).encode()}), execution
-
-    def _note(self, key: tuple[str, bytes], execution: Execution) -> None:
-        """For CancelFlightInfo."""
-
-        def forget() -> None:
-            with self._lock:
-                left = [each for each in self._running.pop(key, []) if each is not execution]
-                if left:
-                    self._running[key] = left
-
-        execution.at_end = forget
-        with self._lock:
-            self._running.setdefault(key, []).append(execution)
 
     @_told
     def bind(self, call: Call, command: bytes, reader: Any) -> bytes:
@@ -158,14 +148,16 @@ class FlightSql:
     def _cancel(self, call: Call, request: Message) -> bool:
         """Cancel what runs for the endpoints of a FlightInfo; whether anything did."""
         info = request.message(1)
-        found: list[Execution] = []
-        for endpoint in info.all(3) if info is not None else []:
-            ticket = Message(endpoint).message(1)
-            with self._lock:
-                found += self._running.get((call.who.name, ticket.raw(1) or b"" if ticket is not None else b""), [])
+        tickets = [Message(each).message(1) for each in (info.all(3) if info is not None else [])]
+        asked = {(call.who.name, each.raw(1)) for each in tickets if each is not None}
+        found = [each for each, key in self._under_way() if key in asked]
         for each in found:
             each.statement.cancel()
         return bool(found)
+
+    def _under_way(self) -> list[tuple[Execution, tuple[str, bytes]]]:
+        with self._lock:
+            return [(each, key) for each, key in self._running.items() if not each.closed]
 
 
 class _Tables:

@@ -120,18 +120,19 @@ class Execution:
     also before the first row was asked for, what runs is cancelled, and the call is asked no more whether it is."""
 
     def __init__(self, call: Call, first: Statement, others: Sequence[Callable[[], Statement]]) -> None:
-        self.schema = sent_schema(first.schema, call.reads)
+        self.closed = False
         self.statement = first
         self._call, self._others = call, others
-        self._batches = self._all()
-        self._closed = False
-        self.at_end: Callable[[], None] = lambda: None
+        self._batches: Iterator[pa.RecordBatch] | None = None  # not before it is asked: it holds this object
+        self.schema = sent_schema(first.schema, call.reads)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return self
 
     def __next__(self) -> pa.RecordBatch:
         try:
+            if self._batches is None:
+                self._batches = iter(()) if self.closed else self._all()
             return next(self._batches)
         except BaseException as error:
             self.close()
@@ -159,11 +160,11 @@ class Execution:
 
     def close(self) -> None:
         """Safe to repeat."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
+            self._batches = None
             self._call.ended()
             self.statement.cancel()
-            self.at_end()
 
     def __del__(self) -> None:
         self.close()
