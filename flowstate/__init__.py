@@ -15,6 +15,7 @@ know each other, and `runtime` alone wires them. `api` is what a user holds: thi
 """
 
 from flowstate.api.gateway import gateway
+from flowstate.api.http import http
 from flowstate.api.job import Job, Snapshot, attach, connect, open_snapshot
 from flowstate.api.start import start
 from flowstate.api.stream import dead_letters, from_arrow, scan_files, scan_kafka
@@ -45,6 +46,7 @@ __all__ = [
     "dead_letters",
     "from_arrow",
     "gateway",
+    "http",
     "len",
     "lit",
     "open_snapshot",

@@ -42,7 +42,7 @@ def test_ci_runs_lint_and_then_the_tests_so_that_it_ends_with_their_summary() ->
     assert lines[-2:] == ["make lint", "make test"]
 
 
-@pytest.mark.parametrize("package", ["flowstate", "flowstate_flight", "flowstate_sql"])
+@pytest.mark.parametrize("package", ["flowstate", "flowstate_flight", "flowstate_http", "flowstate_sql"])
 def test_packages_are_importable(package: str) -> None:
     found = importlib.import_module(package)
     assert all(Path(each).resolve().is_relative_to(ROOT) for each in found.__path__)
@@ -50,7 +50,8 @@ def test_packages_are_importable(package: str) -> None:
 
 def test_the_wheel_has_the_packages_and_the_source_roots_are_none() -> None:
     packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    assert packages == ["flowstate", "flight_server/flowstate_flight", "sql/flowstate_sql"]
+    roots = ["flight_server/flowstate_flight", "flight_server/flowstate_http", "sql/flowstate_sql"]
+    assert packages == ["flowstate", *roots]
     for folder in ("flight_server", "sql", "tests"):
         assert not (ROOT / folder / "__init__.py").exists()
 

@@ -26,6 +26,7 @@ from flowstate.view.directory import Directory, LivePartition, PartitionInfo, Vi
 from flowstate.view.freshness import LATEST, Freshness, behind, missing
 from flowstate.view.saved import SavedStates
 from flowstate_flight.actions import CUT_TIMEOUT
+from flowstate_flight.changes import Changes
 from flowstate_flight.exchange_call import WAITING, StreamBroken
 from flowstate_flight.expression import DecodedFilter, encode_filter
 from flowstate_flight.gathering import Gathering, Reading
@@ -35,6 +36,7 @@ from flowstate_flight.partial import Partial
 from flowstate_flight.pool import Pool
 from flowstate_flight.requests import Requests
 from flowstate_flight.routing import DirectorySource, Routing
+from flowstate_flight.subscribing import columns_of
 from flowstate_flight.ticket import LONGEST_WAIT, Ticket, write_keys
 
 Opened = tuple[pa.Schema, Iterator[pa.RecordBatch], Callable[[], None]]
@@ -373,6 +375,39 @@ class FlightReader:
         parts = [Answer.of(each[0]) for each in opened]
         answer = Answer.merge([each for each in parts if each is not None], consistent=fresh.cut is not None)
         return pa.RecordBatchReader.from_batches(answer.attach(schema), _joined(opened, schema, after, limit))
+
+    def changes(
+        self,
+        view: str,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | DecodedFilter | None = None,
+        resume: str | None = None,
+        *,
+        hidden: bool = False,
+    ) -> Changes:
+        """What changes in a view: first its rows, then whatever changes, until it is closed; see `flowstate.view.changes` for the steps
+        in which it is told. `resume` is the token of a position that was told before, for the same columns and filter. Live state alone:
+        Unavailable if a partition is away for longer than the reader has patience. `filter` consists of comparisons alone, so that it
+        can be evaluated where the rows are; with one that fixes the routing keys, only their owners are asked."""
+        info = self.info(view)
+        schema = columns_of(info, Ticket("job", view, columns=None if columns is None else tuple(columns)))
+        encoded, keys = None, None
+        if filter is not None:
+            if isinstance(filter, DecodedFilter):
+                encoded, needed = filter.encoded, filter.names
+            else:
+                encoded, needed = encode_filter(filter, info.schema)
+            if encoded is None:
+                raise InvalidFlow(
+                    "changes cannot be filtered by this; use comparisons, or filter what is told", view=view
+                )
+            keys = allowed_keys(encoded, needed, info)
+
+        def chosen(directory: Directory) -> Sequence[int]:
+            known = [each.partition for each in directory.partitions]
+            return known if keys is None else list(owners(directory, info, keys)) if keys.num_rows else known[:1]
+
+        return Changes(self._reading, view, schema, encoded, resume, chosen, hidden=hidden)
 
     def close(self) -> None:
         """Close every connection. Streams that are open break."""

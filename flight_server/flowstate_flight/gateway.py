@@ -23,7 +23,8 @@ from flowstate_flight.flight_sql import SQL_ACTIONS, FlightSql, is_flight_sql
 from flowstate_flight.flight_sql.call import HEADERS, Call, CallHeaders, Handshakes
 from flowstate_flight.gateway_requests import GatewayRequests
 from flowstate_flight.handlers import clean, clean_iterator
-from flowstate_flight.server import Server, Service
+from flowstate_flight.server import Server, Service, still
+from flowstate_flight.subscribing import going_on
 
 
 class Gateway(Service):
@@ -101,7 +102,10 @@ class _Server(Server):
             schema, batches = sql.read(call, ticket.ticket)
         else:
             requests = self.requests(context)
-            schema, batches = requests.read(requests.ticket(ticket.ticket))
+            asked = requests.ticket(ticket.ticket)
+            schema, batches = requests.read(asked)
+            if asked.changes:
+                batches = going_on(batches, still(self.service, context))
         return flight.GeneratorStream(schema, clean_iterator(batches))
 
     @clean

@@ -18,6 +18,7 @@ from flowstate_flight.client import FlightReader
 from flowstate_flight.expression import columns_to_read, decode_filter
 from flowstate_flight.requests import LookupStream, Requests
 from flowstate_flight.restricted import RestrictedReader
+from flowstate_flight.subscribing_for import told_by
 from flowstate_flight.ticket import Ticket, freshness_of, read_keys
 from flowstate_flight.visible import seen_by
 
@@ -51,6 +52,8 @@ class GatewayRequests(Requests):
     def read(self, ticket: Ticket) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """A scan, or a lookup if the command has keys. The schema carries the answer."""
         view = self.view(ticket.job, ticket.view)
+        if ticket.changes:
+            return told_by(self.reader, view, ticket)
         schema = view.schema if ticket.columns is None else chosen(view.name, view.schema, ticket.columns)
         schema = schema.remove_metadata()
         condition = decode_filter(ticket.filter, view.schema) if ticket.filter is not None else None

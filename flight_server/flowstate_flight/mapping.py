@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 from flowstate.errors import InvalidFlow
 from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import LATEST, Asked, Freshness, refined
+from flowstate_flight.changes import Changes
 from flowstate_flight.client import FlightReader
 from flowstate_flight.keys import key_text
 
@@ -67,6 +69,15 @@ class ViewMapping(Mapping[Any, pa.Table]):
     ) -> pa.Table:
         """Everything, or the rows for which `filter` is true."""
         return self._reader.scan(self._name, columns, filter, fresh=refined(self._fresh, asked))
+
+    def changes(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None, resume: str | None = None
+    ) -> Changes:
+        """First the rows that there are, then whatever changes in them, as an iterator of `flowstate.view.changes.Change` that goes on
+        until it is closed. `resume` is what the last position said; what is told then continues from there."""
+        if replace(self._fresh, max_age=None) != LATEST:
+            raise InvalidFlow("changes are those of the live view; ask for them there", view=self._name)
+        return self._reader.changes(self._name, columns, filter, resume)
 
     def __repr__(self) -> str:
         info = self.info

@@ -23,6 +23,7 @@ from flowstate_flight.auth import INTERNAL
 from flowstate_flight.expression import columns_to_read, decode_filter
 from flowstate_flight.keys import key_text
 from flowstate_flight.partial import PartialHandler
+from flowstate_flight.subscribing import told
 from flowstate_flight.ticket import MAX_KEYS, Ticket, freshness_of, name_of, read_json, read_keys, wait_of
 from flowstate_flight.visible import UNREADABLE, RowFilter, row_filter, seen_by
 
@@ -181,9 +182,12 @@ class Requests:
         return LookupStream(self, command)
 
     def read(self, ticket: Ticket) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        """A scan, or a lookup if the ticket has keys. The schema carries the answer."""
+        """A scan, or a lookup if the ticket has keys; the schema carries the answer. Or changes: then batches have metadata beside them,
+        and do not end."""
         partition = self.partition(ticket)
         view = self.view(ticket.job, ticket.view)
+        if ticket.changes:
+            return told(partition, view, ticket, self.rows(view))
         partial = self.partial(ticket.view) if ticket.partial is not None else None
         cut = self.moment(partition, ticket.fresh, ticket.wait)
         schema = view.schema if ticket.columns is None else chosen(view.name, view.schema, ticket.columns)

@@ -14,6 +14,7 @@ from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, ViewInfo
 from flowstate.view.freshness import LATEST, Freshness
 from flowstate.view.rights import Action, Principal
+from flowstate_flight.changes import Changes
 from flowstate_flight.client import FlightReader
 from flowstate_flight.expression import encode_filter
 from flowstate_flight.keys import key_batch
@@ -109,6 +110,20 @@ class RestrictedReader:
         return pa.RecordBatchReader.from_batches(
             schema.with_metadata(found.schema.metadata), _rest(found, schema.names, after, limit)
         )
+
+    def changes(
+        self,
+        view: str,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,
+        resume: str | None = None,
+    ) -> Changes:
+        rows = self._filter(view)
+        if rows is None:
+            return self._reader.changes(view, columns, filter, resume)
+        # A filter of changes is made of comparisons alone, which fail on no value: both may be evaluated at once.
+        both = rows.rows if filter is None else rows.rows & filter
+        return self._reader.changes(view, columns, both, resume, hidden=True)
 
     def _filter(self, view: str) -> RowFilter | None:
         """Of a view that is there."""

@@ -18,10 +18,19 @@ from flowstate.errors import Fenced, InvalidFlow, Unavailable
 from flowstate.view.directory import Directory, LivePartition
 from flowstate.view.rights import ANYBODY
 from flowstate.view.tls import Tls
-from flowstate_flight.auth import INTERNAL, Admits, caller_of, location_of, principal_of, server_options
-from flowstate_flight.handlers import answer_lookups, clean, clean_iterator, shut_down
+from flowstate_flight.auth import (
+    INTERNAL,
+    Admits,
+    caller_of,
+    location_of,
+    principal_of,
+    server_options,
+    unauthenticated,
+)
+from flowstate_flight.handlers import answer_lookups, clean, clean_iterator, shut_down, stopping
 from flowstate_flight.partial import PartialHandler
 from flowstate_flight.requests import Requests
+from flowstate_flight.subscribing import going_on
 from flowstate_flight.ticket import read_json
 
 #: Runs one exchange of the runtime: (command, reader, writer, context). It returns when the peer has ended the stream.
@@ -132,6 +141,20 @@ class FlightService(Service):
         self.requests.cutter = handler
 
 
+def still(service: Service, context: Any) -> Callable[[], None]:
+    """What ends a stream that does not end: the service, or the right to it."""
+    caller = caller_of(context)
+    who = caller.now()
+
+    def check() -> None:
+        if service.closing:
+            raise stopping()
+        if caller.now() is not who:
+            raise unauthenticated()
+
+    return check
+
+
 class Server(flight.FlightServerBase):
     """pyarrow's handlers. They run on gRPC's threads: no threading.local here, which is destroyed after every call."""
 
@@ -159,7 +182,10 @@ class Server(flight.FlightServerBase):
     @clean
     def do_get(self, context: Any, ticket: Any) -> Any:
         requests = self.requests(context)
-        schema, batches = requests.read(requests.ticket(ticket.ticket))
+        asked = requests.ticket(ticket.ticket)
+        schema, batches = requests.read(asked)
+        if asked.changes:
+            batches = going_on(batches, still(self.service, context))
         return flight.GeneratorStream(schema, clean_iterator(batches))
 
     @clean

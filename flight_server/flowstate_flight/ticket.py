@@ -1,9 +1,12 @@
 """What may be asked of a partition, as plain JSON: strict, bounded, and nothing in it is ever unpickled.
 
-A ticket is ``{"v": 1, "job", "view", "partition", "columns"?, "filter"?, "keys"?, "limit"?, "fresh"?, "wait"?, "epoch"?}``. `filter` is
-base64 of a Substrait extended expression, whose base schema names the columns it reads; `keys` is base64 of an Arrow IPC stream with one
-batch of keys; `fresh` is the JSON of a `flowstate.view.freshness.Freshness`, and `wait` the seconds for which it may be waited for. A
-command (of a descriptor or an exchange) is a ticket without its partition.
+A ticket is ``{"v": 1, "job", "view", "partition", "columns"?, "filter"?, "keys"?, "limit"?, "fresh"?, "wait"?, "epoch"?, "partial"?,
+"changes"?, "resume"?}``. `filter` is base64 of a Substrait extended expression, whose base schema names the columns it reads; `keys` is
+base64 of an Arrow IPC stream with one batch of keys; `fresh` is the JSON of a `flowstate.view.freshness.Freshness`, and `wait` the seconds
+for which it may be waited for; `partial` is the text of a question (module `partial`) that is answered in place of the rows. With
+``"changes": true`` the stream stays open and tells what changes (`flowstate.view.changes`, module `subscribing`); `resume` is what a
+position said that was told before: an object from a partition, a text from a gateway. A command (of a descriptor or an exchange) is a
+ticket without its partition.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ MAX_NAME = 1_000
 MAX_KEYS = 1_000_000
 _FIELDS = frozenset(
     {"v", "job", "view", "partition", "columns", "filter", "keys", "limit", "fresh", "wait", "epoch", "partial"}
+    | {"changes", "resume"}
 )
 _FRESH = frozenset({"max_age", "at_least", "consistent", "snapshot", "cut", "once"})
 #: Seconds for which a request waits at most for what it asks.
@@ -47,6 +51,8 @@ class Ticket:
     wait: float | None = None
     epoch: int | None = None
     partial: str | None = None
+    changes: bool = False
+    resume: Any = None
 
     def to_bytes(self) -> bytes:
         data: dict[str, Any] = {"v": 1, "job": self.job, "view": self.view}
@@ -62,6 +68,10 @@ class Ticket:
             data["fresh"] = self.fresh.to_data()
         if self.wait is not None:
             data["wait"] = self.wait
+        if self.changes:
+            data["changes"] = True
+        if self.resume is not None:
+            data["resume"] = self.resume
         return json.dumps(data).encode()
 
     @staticmethod
@@ -96,6 +106,7 @@ class Ticket:
             wait_of(data.get("wait")),
             _number(data, "epoch", 2**63),
             data.get("partial"),
+            *_changes(data),
         )
 
 
@@ -162,6 +173,13 @@ def name_of(value: object, field: str) -> str:
     except UnicodeEncodeError:
         raise InvalidFlow(f"'{field}' of a ticket is not valid text") from None
     return value
+
+
+def _changes(data: dict[str, Any]) -> tuple[bool, Any]:
+    changes, resume = data.get("changes", False), data.get("resume")
+    if not isinstance(changes, bool) or not (resume is None or (changes and isinstance(resume, dict | str))):
+        raise InvalidFlow("'changes' of a ticket is true or false, and 'resume' what a position of them said")
+    return changes, resume
 
 
 def _number(data: dict[str, Any], field: str, below: int, required: bool = False) -> int | None:

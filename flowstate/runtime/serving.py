@@ -23,6 +23,7 @@ from flowstate.clock import Clock
 from flowstate.errors import InvalidFlow, Unavailable, did_you_mean
 from flowstate.plan.position import NEVER, Place
 from flowstate.plan.spec import TableSpec
+from flowstate.runtime.changes import subscribe
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.kept import BUDGET, LEASE, MOST_CUTS, Kept, Stream, beyond
 from flowstate.runtime.pump import Pump
@@ -31,6 +32,7 @@ from flowstate.state.pieces import Pieces
 from flowstate.state.table import KeyedTable
 from flowstate.state.view import TableView
 from flowstate.view.answer import Answer, PartitionAnswer
+from flowstate.view.changes import Condition, Subscription
 from flowstate.view.columns import chosen
 from flowstate.view.freshness import behind, missing
 from flowstate.view.lookup import with_window_end
@@ -55,6 +57,7 @@ class ServedPartition:
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._reckoned = 0.0
         self.identity = secrets.token_hex(8)
+        self._subscribed: weakref.WeakSet[Subscription] = weakref.WeakSet()
 
     def reached(self, at_least: Mapping[str, Place], wait: float) -> None:
         began = self.clock.monotonic()
@@ -103,6 +106,38 @@ class ServedPartition:
         self._check_lease()
         part = PartitionAnswer(self.partition, self.epoch, position, watermark, as_of, "live")
         return rows, Answer(self.job, view, (part,))
+
+    def changes(
+        self,
+        view: str,
+        columns: list[str] | None = None,
+        condition: Condition | None = None,
+        resume: Mapping[str, Any] | None = None,
+    ) -> Subscription:
+        self._known(view)
+        found = subscribe(self, view, columns, condition, resume)
+        with self._lock:
+            self._subscribed.add(found)
+        return found
+
+    def check(self, view: str) -> None:
+        """Raises Unavailable when another may have come in the place of this incarnation."""
+        self._known(view)
+        if self.pump._stopping:
+            raise Unavailable(
+                "this partition stops; it will be served again", partition=self.partition, retry_after=0.2
+            )
+        self._check_lease()
+
+    def hold(self, steps: Iterator[Any], view: TableView | AppendView) -> Iterator[Any]:
+        """The steps of a subscriber's round, given up when what it reads from is beyond the budget."""
+        stream = Stream(steps, view.pieces(), self.clock)
+        with self._lock:
+            self._streams.add(stream)
+        return stream
+
+    def subscribers(self) -> int:
+        return len(self._subscribed)
 
     def keep_cut(self, cut: int, frozen: Frozen) -> None:
         """Hold a cut until it was not read for `LEASE` seconds, or has to make room for others."""

@@ -17,6 +17,7 @@ from flowstate.state.append import AppendTable
 from flowstate.state.table import KeyedTable
 from flowstate.state.watermark import Watermarks
 from flowstate.view.answer import Answer, PartitionAnswer
+from flowstate.view.changes import Condition, Subscription
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, PartitionInfo, ViewInfo
 from flowstate.view.freshness import behind, missing
@@ -70,6 +71,16 @@ class StoredPartition:
             spec = self.specs[view]
             assert isinstance(spec, TableSpec)
             return table.lookup(with_window_end(spec, keys)), self._answer(view)
+
+    def changes(
+        self,
+        view: str,
+        columns: list[str] | None = None,
+        condition: Condition | None = None,
+        resume: Mapping[str, Any] | None = None,
+    ) -> Subscription:
+        message = "what is saved does not change; read it, or subscribe to the job while it runs"
+        raise InvalidFlow(message, job=self.job, partition=self.partition)
 
     def _table(self, view: str) -> KeyedTable | AppendTable:
         if view not in self.specs:

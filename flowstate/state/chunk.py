@@ -21,6 +21,7 @@ from flowstate.plan.spec import REVISIONS, TableSpec
 from flowstate.state.aggregate import Aggregate, Read, aggregates_of
 from flowstate.state.block import Block
 from flowstate.state.cells import CELL, DoesNotFit, StateColumn, from_values, validity_buffer
+from flowstate.state.digest import mixed
 from flowstate.state.kernels import decode
 
 Places = npt.NDArray[np.int64]
@@ -218,6 +219,22 @@ class Chunk:
         """How many rows were applied to each row's key, if the table counts that; on the chunk's own memory."""
         assert self._layout.revisions is not None
         return np.frombuffer(self._buffer(self._layout.revisions), np.int64)
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of its rows, and of those that come after; whoever holds them holds no state."""
+        return self._stored.keys
+
+    def marks(self) -> npt.NDArray[np.int64]:
+        """A number per row, another one whenever the row's state has changed: its revision, or a digest of its state where revisions are
+        not counted. A change of one word of state always shows, of several words at once but for one in 2**64."""
+        if self._layout.revisions is not None:
+            return self.revisions().copy()
+        digest = np.zeros(self.rows, np.uint64)
+        for each in self._layout.aggregates:
+            for place, column in enumerate(each.columns):
+                digest = mixed(digest, column, self._read(each, place))
+        return digest.view(np.int64)
 
     def results(self, columns: Sequence[str] | None = None, places: Places | None = None) -> pa.RecordBatch:
         """Its rows (or those at `places`) as a query sees them, of all columns or those named."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from flowstate.plan.position import Place
 from flowstate.view.answer import Answer
+from flowstate.view.changes import Condition, Subscription
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,15 @@ class LivePartition(Protocol):
     def lookup(self, view: str, keys: pa.RecordBatch) -> tuple[pa.RecordBatch, Answer]:
         """The rows whose leading key columns equal a row of `keys` (all routing keys at least; further key columns, such as the
         window, optional). Keys that are not there give no row."""
+
+    def changes(
+        self,
+        view: str,
+        columns: list[str] | None = None,
+        condition: Condition | None = None,
+        resume: Mapping[str, Any] | None = None,
+    ) -> Subscription:
+        """All rows of `view` for which `condition` holds, and then whatever changes in them, in rounds (`view.changes`). `columns`
+        have the key among them. `resume` is that of a position that was told before, here or by another incarnation; what means nothing
+        here begins anew. Nothing is done for a subscriber between two rounds, and nothing held but some bytes per row. Raises Unavailable
+        when there are too many."""

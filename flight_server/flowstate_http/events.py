@@ -1,0 +1,72 @@
+"""Changes as Server-Sent Events (`EventSource` in a browser, ``curl -N``).
+
+The events are the steps of `flowstate.view.changes`: ``reset`` and ``rows`` and ``removed`` with ``{"partition", "rows" | "keys"}``, and
+``position`` with ``{"answer"}``. An event that others can go on from has an id, which a browser sends back as ``Last-Event-ID`` by itself
+when it connects again. In the middle of a round the id is empty, which makes it begin anew. ``failed`` with ``{"error"}`` comes last.
+Comments come when nothing else does, so that a connection that is gone shows.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flowstate.clock import Clock
+from flowstate.errors import FlowstateError
+from flowstate.view.changes import Change
+from flowstate_flight.changes import Changes
+from flowstate_http.answering import error_data, row_texts, told
+
+KIND = "text/event-stream"
+RETRY = 1000  # milliseconds after which a client connects again
+POSITION_EVERY = 1.0  # seconds between two positions at which nothing is new
+COMMENT_EVERY = 5.0
+
+
+def events(
+    changes: Changes, keys: list[str], gone: threading.Event, still: Callable[[], object], clock: Clock
+) -> Iterator[bytes]:
+    """The stream, until `gone`, or until `still` raises."""
+    with changes:
+        yield f"retry: {RETRY}\n\n".encode()
+        news, said = True, clock.monotonic()
+        try:
+            while not gone.is_set():
+                change = changes.take(0.5)
+                now = clock.monotonic()
+                still()
+                if change is None:
+                    if now - said >= COMMENT_EVERY:
+                        said = now
+                        yield b":\n\n"
+                    continue
+                if change.kind == "position" and not news and now - said < POSITION_EVERY:
+                    continue
+                news, said = change.kind != "position", now
+                yield event(change, keys)
+        except FlowstateError as error:
+            yield _event("failed", json.dumps(error_data(error)[1]))
+
+
+def event(change: Change, keys: list[str]) -> bytes:
+    identity = change.resume if isinstance(change.resume, str) else ""
+    if change.kind == "position":
+        assert change.answer is not None
+        return _event("position", json.dumps({"answer": told(change.answer)}), identity)
+    data: dict[str, Any] = {"partition": change.partition}
+    if change.missed:
+        data["missed"] = change.missed
+    text = json.dumps(data)
+    if change.kind == "rows":
+        text = f'{text[:-1]}, "rows": [{b",".join(row_texts(change.rows)).decode()}]}}'
+    elif change.kind == "removed":
+        text = f'{text[:-1]}, "keys": [{b",".join(row_texts(change.rows.select(keys))).decode()}]}}'
+    return _event(change.kind, text, identity)
+
+
+def _event(kind: str, text: str, identity: str | None = None) -> bytes:
+    """`text` is JSON, so that it has no line's end."""
+    head = "" if identity is None else f"id: {identity}\n"
+    return f"{head}event: {kind}\ndata: {text}\n\n".encode()

@@ -1,0 +1,91 @@
+"""A job over HTTP: JSON, Arrow and Server-Sent Events, for whoever has no Arrow Flight."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from flowstate.api import arguments
+from flowstate.api.job import saved_states
+from flowstate.errors import InvalidFlow
+
+if TYPE_CHECKING:
+    from flowstate.view.sql import RunSql
+    from flowstate.view.tls import Tls
+    from flowstate_flight.auth import Admits
+    from flowstate_flight.client import FlightReader
+
+
+class Http:
+    """A job's HTTP service, and what it reads by. `address` is like ``http://127.0.0.1:8080``."""
+
+    def __init__(self, address: str, port: int, owned: ExitStack) -> None:
+        self.address, self.port, self._owned = address, port, owned
+
+    def close(self) -> None:
+        """Stop within about two seconds, with everything that is under way. Safe to repeat."""
+        self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<http {self.address}>"
+
+
+def http(
+    address: str | None = None,
+    job: str | None = None,
+    *,
+    snapshots: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    patience: float = 10.0,
+    access: Admits = None,
+    tls: Tls | None = None,
+    token: str | None = None,
+) -> Http:
+    """Serve a job by HTTP from this process, until it is closed: ``fs.http(snapshots=url, port=8080).address``, then
+    ``curl http://127.0.0.1:8080/views``. The paths are told in `flowstate_http.app`. Needs ``pip install flowstate[http]``.
+
+    The job is found as by `gateway`, and `access`, `token` and `patience` are as there; `tls` is that of the job's workers. HTTP itself
+    goes without TLS: put a proxy that has it before it where tokens go over a network. Raises `InvalidFlow`, and `Unavailable` if the
+    port is taken.
+    """
+    from flowstate_flight.client import FlightReader
+    from flowstate_sql.served import ServedSql
+
+    if address is None and snapshots is None:
+        raise InvalidFlow("say where the job is: snapshots=, or the Flight address of one of its workers")
+    source = [] if address is None else arguments.name("address", address)
+    name = None if job is None else arguments.name("job", job)
+    arguments.name("host", host)
+    arguments.whole("port", port, 0)
+    patience = arguments.seconds("patience", patience)
+    storage_options = arguments.options("storage_options", storage_options)
+    saved = None if snapshots is None else saved_states(arguments.place("snapshots", snapshots), storage_options, name)
+    connecting = {} if tls is None else tls.connecting()
+    with ExitStack() as stack:
+        reader = FlightReader(source, name, saved=saved, patience=patience, token=token, **connecting)
+        stack.callback(reader.close)
+        sql = ServedSql(reader, store=None if saved is None else saved.store)
+        stack.callback(sql.close)
+        service = service_of(reader, sql, access=access, host=host, port=port)
+        stack.callback(service.close)
+        return Http(service.address, service.port, stack.pop_all())
+
+
+def service_of(reader: FlightReader, sql: RunSql | None, **options: Any) -> Any:
+    """A `flowstate_http.HttpService`. Raises InvalidFlow where the extra is not installed."""
+    try:
+        from flowstate_http import HttpService
+    except ImportError as error:
+        raise InvalidFlow("HTTP needs an extra: pip install 'flowstate[http]'", missing=error.name) from None
+    make: Callable[..., Any] = HttpService
+    return make(reader, sql, **options)
