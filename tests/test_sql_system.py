@@ -19,6 +19,7 @@ from flowstate.snapshot.manifest import SavedState
 from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.store import Store
 from flowstate.view.rights import Grant, Principal
+from flowstate_sql.job_session import JobSession
 from flowstate_sql.system import SCHEMAS
 
 STATUS: dict[str, Any] = {
@@ -183,3 +184,28 @@ def test_a_principal_sees_what_is_hers(here: Served) -> None:
     assert {each["state"] for each in here.rows("from flowstate_partitions", who=nothing)} == {"away"}
     operator = Principal("operator", (Grant(frozenset(["sql", "control"])),))
     assert len(here.rows("from flowstate_sinks", who=operator)) == 2
+
+
+def test_whoever_runs_the_job_has_them_too(here: Served) -> None:
+    with JobSession(here.reader, status=lambda: STATUS) as session:
+        assert session.sql("select count(*) from flowstate_partitions where state = 'live'").fetchall() == [(COUNT,)]
+        assert session.sql("select count(*) from flowstate_sinks").fetchall() == [(2,)]
+        both = "select (select count(*) from subtotals at (snapshot => $1)), (select count(*) from subtotals)"
+        query = both.replace("$1", "2")
+        relation, other = session.sql(query), session.sql(query.replace("2", "1"))
+        assert relation.fetchall() == [(10, 122)]
+        assert set(session.last_answers) == {"subtotals", "subtotals AT (SNAPSHOT => 2)"}
+        assert other.fetchall() == [(0, 122)]
+        assert relation.fetchall() == [(10, 122)]
+        assert session.sql("select sum(events) from subtotals at (version => 1)").fetchall() == [(None,)]
+        assert "subtotals AT (SNAPSHOT => 2)" not in {name for (name,) in session.sql("show tables").fetchall()}
+        assert session.sql("select 'at (' as x").fetchall() == [("at (",)]
+        assert session.sql("select count(*), max(customer) from subtotals").fetchall()[0][0] == 122
+        for query, message in [
+            (both, "with the number of a saved snapshot"),
+            ("from subtotal at (snapshot => 1)", "only a view has snapshots"),
+            ("select at (", "syntax error"),
+            ("drop view subtotals", "read only"),
+        ]:
+            with pytest.raises(InvalidFlow, match=message):
+                session.sql(query)

@@ -85,14 +85,17 @@ class Reads(Mapping[str, "ViewMapping"]):
 
     def sql(self, query: str, params: Any = None, **asked: Unpack[Asked]) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation over the views by their names. It reads when it is executed, and again each time that it is; with
-        ``consistent=True`` always in the cut that is made now."""
+        ``consistent=True`` always in the cut that is made now. ``totals AT (SNAPSHOT => 3)`` is a view as it was saved; what the job is
+        and how far, is in ``flowstate_views``, ``flowstate_partitions``, ``flowstate_positions``, ``flowstate_snapshots`` and
+        ``flowstate_sinks``."""
         if not isinstance(query, str):
             raise InvalidFlow("sql takes the text of a query", got=type(query).__name__)
         self._check_open()
         if self._session is None:
-            from flowstate_sql.session import Session
+            from flowstate_sql.job_session import JobSession
 
-            self._session = Session(self._reader, self._fresh)
+            status = self.status if isinstance(self, Job) else None
+            self._session = JobSession(self._reader, self._fresh, store=self._store, status=status)
         relation: duckdb.DuckDBPyRelation = self._session.sql(query, params, **asked)
         return relation
 
