@@ -245,7 +245,7 @@ def test_every_tier_gives_the_answer_of_plain_duckdb(shared: Harness, seed: int)
 # functions one by one
 
 
-@pytest.mark.parametrize("function", SPLIT)
+@pytest.mark.parametrize("function", sorted(SPLIT))
 def test_a_function_that_is_split(harness: Harness, function: str) -> None:
     if function == "count_star":
         calls = ["count(*)", "count()"]
@@ -295,6 +295,11 @@ def takes(harness: Harness, call: str) -> bool:
         ("select id, customer as c, sum(total) from data group by c, 1", "each of its groups is a row of the view"),
         ("select count(*) from data where month < now()", "now is not computed in parts"),
         ("select count(*) from data where day < current_date", "current_date is no column of the view"),
+        (
+            "select count(*) from data where seen < current_localtimestamp()",
+            "current_localtimestamp is not computed in parts",
+        ),
+        ("select count(*) from data where age(month) > interval 1 day", "age is not computed in parts"),
         ("select count(*) as n from data where random() < 2", "random is not computed in parts"),
         ("select count(*) from data using sample 100%", "it has USING SAMPLE"),
         ("select 7 as seven, count(*) from data group by seven", "it groups by a constant"),
@@ -340,6 +345,7 @@ def test_what_is_not_split_says_why(harness: Harness, query: str, reason: str) -
             "select open, sum(total * $rate) from data where customer = $who group by open",
             {"rate": Decimal("1.5"), "who": "a"},
         ),
+        (f"select sum(id + {'1 + ' * 20}1) from data", None),
         ("select count(*) from data where month = ? and raw = ?", [dt.datetime(2026, 1, 1, tzinfo=dt.UTC), b"a"]),
     ],
 )
@@ -387,6 +393,12 @@ def test_a_relation_is_computed_anew_each_time(changing: Harness) -> None:
     for each in changing.partitions:
         each.tables["data"] = each.tables["data"].slice(0, 1)
     assert relation.filter("n > 0").fetchall() == [(COUNT,)]
+
+
+def test_a_query_that_is_nested_deeply_is_computed_in_full(harness: Harness) -> None:
+    query = f"select sum(id + {'1 + ' * 250}1) from data"
+    assert not harness.check(query)
+    assert harness.told(f"explain {query}")[-1] == "not computed in parts: it is nested deeply"
 
 
 # how fresh
@@ -493,6 +505,12 @@ def asked(harness: Harness, text: str, who: Principal | None = None) -> pa.Table
         "create table x as select 1",
         "set threads = 4",
         "select 1; select 2",
+        "select finalize(to_aggregate_state(1.5, 'sum', ['BIGINT'])) from __rows",
+        "select list(id) from __rows",
+        "select getenv('HOME') from __rows",
+        f"select {'(' * 200}id{')' * 200} from __rows",
+        f"select max(id + {'1 + ' * 1000}1) from __rows",
+        f"select max(id), '{'x' * 300_000}' from __rows",
         "copy (select 1) to '/tmp/x'",
         "attach '/tmp/x'",
         "with recursive r as (select 1 union all select 1 from r) select count(*) from r",

@@ -20,11 +20,11 @@ import duckdb
 import pyarrow as pa
 
 from flowstate.errors import FlowstateError, InvalidFlow
+from flowstate_sql.lockdown import LONGEST_QUERY, check_nesting
 from flowstate_sql.locked import LOCKED
-from flowstate_sql.syntax import NotSplit, Syntax
+from flowstate_sql.split import SPLIT
+from flowstate_sql.syntax import ROWS, NotSplit, Syntax, nodes
 
-#: The table of a partial query.
-ROWS = "__rows"
 #: Layouts of exported states are those of one version.
 ENGINE = f"duckdb {duckdb.__version__}"
 #: One thread, Flight's own, computes each query; all of a process share the memory. What needs more is computed by the asker.
@@ -140,11 +140,16 @@ class _Engine:
         with self._lock:
             if sql not in self._checked:
                 try:
+                    if len(sql) > LONGEST_QUERY:
+                        raise NotSplit("it is too long")
+                    check_nesting(sql)
                     node = self._syntax.tree(sql)
                     self._syntax.check_select(node)
                     if node["from_table"]["table_name"] != ROWS:
                         raise NotSplit("it reads another table")
-                except (NotSplit, duckdb.Error, KeyError, TypeError, IndexError) as error:
+                    if not {each["function_name"] for each in nodes(node) if self._syntax.is_aggregate(each)} <= SPLIT:
+                        raise NotSplit("it has an aggregate that needs all values at once")
+                except (NotSplit, InvalidFlow, duckdb.Error, KeyError, TypeError, IndexError, RecursionError) as error:
                     raise InvalidFlow(
                         "a partition does not compute this query; ask for the rows", reason=str(error)
                     ) from None

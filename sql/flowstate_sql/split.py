@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowstate.view.directory import ViewInfo
-from flowstate_sql.partial import ROWS
-from flowstate_sql.syntax import Node, NotSplit, Syntax, bare, column, named, nodes, parameters, replaced
+from flowstate_sql.syntax import ROWS, Node, NotSplit, Syntax, bare, column, named, nodes, parameters, replaced
 
 #: The table of the parts.
 PARTS = "__parts"
@@ -45,7 +44,7 @@ _SUMMED = {
     "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "FLOAT", "DOUBLE",
 }  # fmt: skip
 
-SPLIT = sorted(_ADDED | _SAME | _OF_DOUBLES | _OF_TWO_DOUBLES | _OF_ANYTHING | _MEANS)
+SPLIT = frozenset(_ADDED | _SAME | _OF_DOUBLES | _OF_TWO_DOUBLES | _OF_ANYTHING | _MEANS)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,11 @@ from typing import Any
 
 import duckdb
 
+from flowstate_sql.lockdown import REFUSED
 from flowstate_sql.locked import LOCKED
+
+#: The table of a partial query.
+ROWS = "__rows"
 
 Node = dict[str, Any]
 
@@ -48,6 +52,8 @@ _OPERATORS = {
 }
 #: Macros of DuckDB's own that are as good as functions.
 _MACROS = {"nullif", "if", "fmod", "fdiv", "split_part"}
+#: DuckDB says that they depend on their arguments alone, and they do not: on the time, or on the name of a column.
+_UNSTEADY = {"current_localtime", "current_localtimestamp", "age", "alias"}
 #: What makes much of little, beyond every limit of memory.
 _GROWING = {
     "repeat", "rpad", "lpad", "format", "printf", "bar", "bitstring", "range", "generate_series", "list_resize", "array_resize",
@@ -162,9 +168,9 @@ def _functions() -> tuple[frozenset[str], frozenset[str]]:
         listed = connection.sql(query).fetchall()
     plain = {name for name, kind, stability, own in listed if own and (kind, stability) == ("scalar", "CONSISTENT")}
     others = {name for name, kind, stability, _ in listed if (kind, stability) != ("scalar", "CONSISTENT")}
-    return frozenset(plain - others - _GROWING | _MACROS), frozenset(
-        name for name, kind, _, _ in listed if kind == "aggregate"
-    )
+    return frozenset(
+        {name for name in plain - others - _GROWING - _UNSTEADY - REFUSED if not name.startswith("__")} | _MACROS
+    ), frozenset(name for name, kind, _, _ in listed if kind == "aggregate")
 
 
 def nodes(tree: Any) -> Iterator[Node]:

@@ -26,9 +26,9 @@ from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import LATEST, Freshness
 from flowstate_flight.partial import Partial
 from flowstate_sql.catalog import Reader
-from flowstate_sql.partial import ROWS, PartialQuery, answer_partial, compute
+from flowstate_sql.partial import PartialQuery, answer_partial, compute
 from flowstate_sql.split import PARTS, split
-from flowstate_sql.syntax import NotSplit, Syntax, chosen_values
+from flowstate_sql.syntax import ROWS, NotSplit, Syntax, chosen_values
 
 _KEPT = 256
 
@@ -118,6 +118,8 @@ class Planner:
                 raise NotSplit("its parts would come to other types")
         except NotSplit as reason:
             return str(reason)
+        except RecursionError:
+            return "it is nested deeply"
         except (duckdb.Error, ValueError, TypeError, KeyError, IndexError, NotImplementedError) as error:
             return f"DuckDB refuses to: {' '.join(str(error).split())[:200]}"
         return SplitPlan(
