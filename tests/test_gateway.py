@@ -449,6 +449,14 @@ def test_a_real_job_is_found_and_answered_for_while_it_is_down(tmp_path: Path) -
             "TicketStatementQuery", write([(1, Query("select sum(events)::bigint as n from totals").handle())])
         )
         assert client.do_get(flight.Ticket(query)).read_all().to_pylist() == [{"n": 400}]
+        # a saved cut, by its number
+        listed = Query("select max(snapshot) as snapshot from flowstate_snapshots where consistent").handle()
+        [cut] = client.do_get(flight.Ticket(pack("TicketStatementQuery", write([(1, listed)])))).read_all().to_pylist()
+        asked = {"v": 1, "job": "counting", "view": "totals", "fresh": cut}
+        table = client.do_get(flight.Ticket(json.dumps(asked).encode())).read_all()
+        assert sum(table["events"].to_pylist()) == 400
+        header = flight.FlightCallOptions(headers=[(b"x-flowstate-snapshot", str(cut["snapshot"]).encode())])
+        assert client.do_get(flight.Ticket(query), header).read_all().to_pylist() == [{"n": 400}]
         client.close()
         again.end()
     finally:
