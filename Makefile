@@ -53,7 +53,7 @@ test: $(STAMP) ## Run all tests in JOBS=2 processes; ARGS= goes to pytest, e.g. 
 lint: $(STAMP) ## Check style, format, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy flowstate flight_server/flowstate_flight sql/flowstate_sql examples
+	$(BIN)/mypy flowstate flight_server/flowstate_flight flight_server/flowstate_http sql/flowstate_sql examples
 	$(BIN)/lint-imports --no-cache
 
 bench: $(STAMP) ## Measure; ARGS= goes to the benchmarks
