@@ -162,7 +162,10 @@ def test_a_worker_is_lost_while_keys_of_both_are_looked_up(
                 os.kill(counting.process.pid, signal.SIGSTOP)
             try:
                 os.kill(pid, how)
-                until(lambda: "saved" in readers.origins(0) and young.errors != [] and queries.mixed > 0)
+                until(
+                    lambda: "saved" in readers.origins(0) and young.errors != [] and queries.mixed > 0,
+                    says=lambda: (readers.origins(0), young.errors[-3:], queries.mixed),
+                )
             finally:
                 os.kill(counting.process.pid, signal.SIGCONT)
             held = (
