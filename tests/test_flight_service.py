@@ -295,9 +295,7 @@ class Broken(MemoryPartition):
 
     late = False
 
-    def scan(
-        self, view: str, columns: list[str] | None = None, cut: int | None = None, once: bool = False
-    ) -> Any:
+    def scan(self, view: str, columns: list[str] | None = None, cut: int | None = None, once: bool = False) -> Any:
         schema, batches, answer = super().scan(view, columns, cut)
 
         def failing() -> Iterator[pa.RecordBatch]:

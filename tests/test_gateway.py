@@ -437,6 +437,15 @@ def test_a_real_job_is_found_and_answered_for_while_it_is_down(tmp_path: Path) -
         with pytest.raises(flight.FlightUnavailableError) as error:
             client.do_get(flight.Ticket(json.dumps(asked).encode())).read_all()
         assert "older than max_age" in fault(error)["message"]
+        # a reader that knows only the gateway asks partitions where they are, and the gateway where they are not
+        with fs.connect(gateway.address, patience=15.0) as reads:
+            assert reads.sql("select sum(events)::bigint from totals").fetchall() == [(400,)]
+            assert not reads.last_answers["totals"].live
+            one = reads["totals"].lookup(CUSTOMERS[0], max_age=1e6)
+            assert one.num_rows == 1
+            assert one.equals(reads["totals"].to_table(filter=pc.field("customer") == CUSTOMERS[0]))
+            with pytest.raises(fs.Unavailable, match="older than max_age"):
+                reads["totals"].lookup(CUSTOMERS[0], max_age=0.001)
         # it ends in order, and comes back at its address, to the same client, though it never saw the job live
         assert "serves job 'counting': views totals" in gateway.end()
         processes.append(again := GatewayProcess(snapshots, int(gateway.address.rpartition(":")[2])))
@@ -455,6 +464,8 @@ def test_a_real_job_is_found_and_answered_for_while_it_is_down(tmp_path: Path) -
         asked = {"v": 1, "job": "counting", "view": "totals", "fresh": cut}
         table = client.do_get(flight.Ticket(json.dumps(asked).encode())).read_all()
         assert sum(table["events"].to_pylist()) == 400
+        with fs.connect(gateway.address) as reads:
+            assert sum(reads["totals"].to_table(snapshot=cut["snapshot"])["events"].to_pylist()) == 400
         header = flight.FlightCallOptions(headers=[(b"x-flowstate-snapshot", str(cut["snapshot"]).encode())])
         assert client.do_get(flight.Ticket(query), header).read_all().to_pylist() == [{"n": 400}]
         client.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import flowstate as fs
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-PROGRAM, ASKING, DOWN, SINKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PROGRAM, ASKING, ANYWHERE, DOWN, SINKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 (PRINTED,) = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -28,6 +28,7 @@ def test_the_job_runs_and_is_asked_from_another_process(tmp_path: Path) -> None:
     assert sorted(path.parent.name for path in tmp_path.glob("invoices/*/*.parquet"))[0].startswith("month=2026-01-01")
 
     assert run("import flowstate as fs\n" + DOWN, tmp_path).split() == ["2", "months", "False"]
+    assert run(ANYWHERE, tmp_path).splitlines() == ["(Decimal('12.75'),)", "[('Anna A.', 2)]"]
     flow = PROGRAM[: PROGRAM.index("Path(")]
     run(flow + SINKS, tmp_path)  # building a flow touches nothing
 

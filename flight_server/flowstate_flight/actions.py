@@ -12,6 +12,8 @@ from flowstate_flight.ticket import read_json, wait_of
 
 #: Seconds for a cut of which nobody said how long it may take.
 CUT_TIMEOUT = 5.0
+#: The field of a directory that tells of a gateway that it is one: it answers for all partitions, also for those that are away.
+GATEWAY = "gateway"
 
 ACTIONS = [
     ("directory", 'the routing table of a job as JSON; the body is {} or {"job": name}'),

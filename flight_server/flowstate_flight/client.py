@@ -218,6 +218,10 @@ class FlightReader:
             rows, answer = part.lookup(view, share)
             return (rows if rows.schema.equals(whole) else rows.select(whole.names)), answer
 
+        def through(job: str, gateway: str, timeout: float) -> Found:
+            asked = Ticket(job, view, keys=write_keys(batch), fresh=fresh)
+            return self._one_batch(self._open(PartitionInfo(0, 0, gateway), asked, timeout))
+
         whole = info.schema.remove_metadata()
         parts = Gathering(
             self._reading,
@@ -227,6 +231,7 @@ class FlightReader:
             saved,
             fresh=fresh,
             first=PER_KEY * batch.num_rows,
+            whole=through,
         ).parts()
         answer = Answer.merge([each[1] for each in parts])
         table = pa.Table.from_batches([each[0] for each in parts])
@@ -358,6 +363,12 @@ class FlightReader:
                 replace(asked, fresh=LATEST)
             ), _nothing  # it is as fresh as was asked for, or was not chosen
 
+        def through(job: str, gateway: str, timeout: float) -> Opened:
+            if partial is not None:
+                raise InvalidFlow("a gateway computes no parts of queries; ask for the rows")
+            asked = Ticket(job, view, None, tuple(wanted), encoded, limit=inner, fresh=fresh)
+            return self._open(PartitionInfo(0, 0, gateway), asked, timeout)
+
         opened: list[Opened] = Gathering(
             self._reading,
             view,
@@ -367,6 +378,7 @@ class FlightReader:
             fresh=fresh,
             first=0.0 if partial is None else min(PARTIAL, self._reading.patience / 2),
             drop=lambda part: part[2](),
+            whole=through if partitions is None else None,
         ).parts()
         if partial is not None:
             schema = _as_expected(opened, partial)
@@ -474,10 +486,15 @@ class FlightReader:
             wait=waiting(fresh, left),
             epoch=place.epoch,
         )
-        schema, batches, _ = self._open(place, ticket, left)
+        return self._one_batch(self._open(place, ticket, left))
+
+    @staticmethod
+    def _one_batch(opened: Opened) -> Found:
+        """The rows of a lookup that came as a stream."""
+        schema, batches, _ = opened
         answer = Answer.of(schema)
         if answer is None:
-            raise InternalError("a lookup came back without its answer", partition=place.partition)
+            raise InternalError("a lookup came back without its answer")
         table = pa.Table.from_batches(batches, schema.remove_metadata()).combine_chunks()
         rows = table.to_batches()
         return (rows[0] if rows else pa.RecordBatch.from_pylist([], schema.remove_metadata())), answer

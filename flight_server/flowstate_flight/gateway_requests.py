@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from flowstate.view.answer import Answer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, ViewInfo
 from flowstate.view.rights import ANYBODY, Principal
+from flowstate_flight.actions import GATEWAY
 from flowstate_flight.answering import shape
 from flowstate_flight.client import FlightReader
 from flowstate_flight.expression import columns_to_read, decode_filter
@@ -95,6 +97,7 @@ class GatewayRequests(Requests):
     def action(self, kind: str, body: bytes) -> bytes:
         if kind == "directory":  # whoever asks may have found that a partition is not where it was
             self._whole.refresh()
+            return json.dumps({**json.loads(super().action(kind, body)), GATEWAY: True}).encode()
         return super().action(kind, body)
 
     def cut(self, job: str, timeout: float) -> dict[str, Any]:

@@ -130,12 +130,15 @@ class Gathering(Generic[Part, Share]):
         fresh: Freshness = LATEST,
         first: float = 0.0,
         drop: Callable[[Part], None] | None = None,
+        whole: Callable[[str, str, float], Part] | None = None,
     ) -> None:
-        """`first`: seconds for the first attempt beyond `grace`, for a question that takes long to answer."""
+        """`first`: seconds for the first attempt beyond `grace`, for a question that takes long to answer. `whole` asks a gateway
+        (job, address, seconds) for all that is read, as one part."""
         self._reading, self._view = reading, view
         self._shares, self._live, self._saved, self._drop = shares, live, saved, drop
         self._fresh, self._max_age, self._cut = fresh, fresh.max_age, fresh.cut
         self._first = min(reading.grace + first, reading.timeout)
+        self._whole = whole
         self._attempts: dict[int, int] = {}
         self._failed: dict[
             int, tuple[float, FlowstateError]
@@ -149,11 +152,13 @@ class Gathering(Generic[Part, Share]):
 
     def parts(self) -> list[Part]:
         """Every partition's part. Raises Unavailable when patience ends, and at once what a partition raises for good."""
-        if self._fresh.snapshot is not None:
-            return self._of_snapshot(self._fresh.snapshot)
         reading = self._reading
         directory = reading.routing.current()
         deadline = reading.clock.monotonic() + reading.patience
+        if self._fresh.snapshot is not None:
+            if reading.saved is None and (part := self._of_gateway(directory, deadline)) is not None:
+                return [part]
+            return self._of_snapshot(self._fresh.snapshot)
         done: dict[int, Part] = {}
         pause = FIRST_PAUSE
         try:
@@ -166,6 +171,11 @@ class Gathering(Generic[Part, Share]):
                     self._read_saved(directory, wanted, done)
                 if len(done) == len(wanted):
                     return list(done.values())
+                now = reading.clock.monotonic()
+                away = any(number not in done and self._is_away(number, now) for number in wanted)
+                if away and (part := self._of_gateway(directory, deadline)) is not None:
+                    self._drop_all(done)
+                    return [part]
                 left = deadline - reading.clock.monotonic()
                 if left <= 0 or reading.closing.wait(min(pause, left)):
                     raise self._refusal(next(number for number in wanted if number not in done))
@@ -174,6 +184,14 @@ class Gathering(Generic[Part, Share]):
         except BaseException:
             self._drop_all(done)
             raise
+
+    def _of_gateway(self, directory: Directory, deadline: float) -> Part | None:
+        """Everything at once from the gateway that told where the partitions are, if one did: it reads what was saved. Not part by part:
+        what was saved may be divided otherwise."""
+        location = self._reading.routing.gateway
+        if location is None or self._whole is None or self._reading.saved is not None or self._cut is not None:
+            return None
+        return self._whole(directory.job, location, max(0.1, deadline - self._reading.clock.monotonic()))
 
     def _of_snapshot(self, number: int) -> list[Part]:
         saved = self._reading.saved

@@ -11,6 +11,7 @@ from flowstate.clock import Clock
 from flowstate.errors import FlowstateError, InvalidFlow, Unavailable, did_you_mean
 from flowstate.view.directory import Directory, ViewInfo
 from flowstate.view.saved import SavedStates
+from flowstate_flight.actions import GATEWAY
 from flowstate_flight.keys import hash_probe
 from flowstate_flight.pool import Pool
 
@@ -49,6 +50,7 @@ class Routing:
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="flight-directory")
         self._lock = threading.Lock()
         self._directory: Directory | None = None
+        self.gateway: str | None = None  # an address that answers for all partitions, live or saved
 
     def current(self) -> Directory:
         """What is known; asks if nothing is."""
@@ -129,7 +131,10 @@ class Routing:
     def _fetch(self, address: str, timeout: float) -> Directory:
         job = self._job or (self._directory.job if self._directory else None)
         body = json.dumps({"hash": hash_probe(), **({"job": job} if job else {})}).encode()
-        return Directory.from_json(self._pool.act(address, "directory", body, timeout))
+        told = self._pool.act(address, "directory", body, timeout)
+        if json.loads(told).get(GATEWAY):
+            self.gateway = address
+        return Directory.from_json(told)
 
 
 def _address(text: str) -> str:
