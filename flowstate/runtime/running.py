@@ -65,6 +65,7 @@ class RunningJob:
         self._pickled = cloudpickle.dumps(spec)
         self.cut_followers: list[asyncio.Queue[CutDone | CutFailed]] = []
         self._coming: asyncio.Task[CutDone | CutFailed | None] | None = None  # the next cut for readers, not yet open
+        self._saving = asyncio.Lock()  # held while a cut is made and saved
         self.saved_cut: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._next_cut = clock.monotonic() + spec.every
@@ -105,7 +106,7 @@ class RunningJob:
         deadline = self.clock.monotonic() + timeout
         reason = "another cut is open"
         while (left := deadline - self.clock.monotonic()) > 0:
-            result = await (self._next_cut_of_its_own(left) if saves else self._next_shared_cut(left))
+            result = await (self._next_saved_cut(left) if saves else self._next_shared_cut(left))
             if isinstance(result, CutDone):
                 return result
             reason = result.reason if result else "it was not aligned in time"
@@ -113,6 +114,19 @@ class RunningJob:
         raise Unavailable(
             "no consistent cut could be made; try again", job=self.spec.name, reason=reason, retry_after=1.0
         )
+
+    async def _next_saved_cut(self, timeout: float) -> CutDone | CutFailed | None:
+        """One after the other: a second one would take the first one's place while partitions still save it."""
+        deadline = self.clock.monotonic() + timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await self._saving.acquire()
+        except TimeoutError:
+            return None
+        try:
+            return await self._next_cut_of_its_own(deadline - self.clock.monotonic())
+        finally:
+            self._saving.release()
 
     async def _next_shared_cut(self, timeout: float) -> CutDone | CutFailed | None:
         """Readers who ask while a cut is open share the next one. None that was open before they asked would do: it may be from before."""
