@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import duckdb
 import psutil
 import pytest
 
@@ -114,7 +115,7 @@ def saved_rows(place: Path, rows: int) -> None:
         try:
             if total(place)[0] == rows:
                 return
-        except fs.FlowstateError:
+        except (fs.FlowstateError, duckdb.Error):  # not every partition has saved yet
             pass
         assert time.monotonic() < deadline
         threading.Event().wait(0.05)

@@ -126,7 +126,7 @@ def test_any_one_object(recorded: Path) -> None:
     true = load(store)
     assert not same_or_older(true, true)
     kinds = dict.fromkeys(["manifest", "copy", "segment", "staged", "split", "job", "cut"], 0)
-    exact = named = 0
+    exact = 0
     for path in sorted(each for each in recorded.rglob("*") if each.is_file()):
         name = str(path.relative_to(recorded))
         kinds[kind_of(name)] += 1
@@ -142,12 +142,11 @@ def test_any_one_object(recorded: Path) -> None:
                 if kind_of(name) == "segment" and needed(true, name):
                     assert any(name in each for each in said), (name, how)
             else:
-                named += 1
                 assert name in str(error), (name, how, error)
                 assert kind_of(name) == "staged", (name, how, error)
             path.write_bytes(whole)
     assert all(kinds.values()), kinds
-    assert exact > 10 * named
+    assert exact >= 5 * (sum(kinds.values()) - kinds["staged"])  # whatever happens to anything else
     assert not same_or_older(load(store), true)
 
 

@@ -45,8 +45,6 @@ Found = tuple[pa.RecordBatch, Answer]
 AHEAD = 8 << 20
 #: Seconds that one key may take, beside `grace`: a question about a million keys is not answered in the time of one.
 PER_KEY = 1e-5
-#: Seconds that a partial query may take at first, beside `grace`.
-PARTIAL = 0.5
 #: Keys that a cut is asked for by a filter; for more, whose filter would be long, all rows of their owners come and are chosen from here.
 FEW_KEYS = 32
 #: Cuts of which a reader knows who keeps them.
@@ -376,7 +374,6 @@ class FlightReader:
             live,
             saved,
             fresh=fresh,
-            first=0.0 if partial is None else min(PARTIAL, self._reading.patience / 2),
             drop=lambda part: part[2](),
             whole=through if partitions is None else None,
         ).parts()

@@ -46,7 +46,7 @@ class Commits:
             self.pool.submit(self._save_aside, work)
 
     def cut_missed(self, cut: int) -> None:
-        self.cut_saved = {"cut": cut, "reason": "a partition was still busy with its save before"}
+        self._say_of_cut(cut, reason="a partition was still busy with its save before")
 
     def _save_aside(self, work: SaveWork) -> None:
         began = self.clock.monotonic()
@@ -60,7 +60,7 @@ class Commits:
     def _failed(self, work: SaveWork, reason: str) -> None:
         self.machine.failed(work, reason, self.clock.monotonic())
         if work.cut is not None:
-            self.cut_saved = {"cut": work.cut, "reason": reason}
+            self._say_of_cut(work.cut, reason=reason)
             self.report()
 
     def _saved(self, work: SaveWork, saved: Saved, seconds: float) -> None:
@@ -72,8 +72,13 @@ class Commits:
     def _note(self, cut: int | None) -> None:
         self.saved_at = self.clock.wall()
         if cut is not None:
-            self.cut_saved = {"cut": cut, "version": self.machine.manifest.version}
+            self._say_of_cut(cut, version=self.machine.manifest.version)
         self.report()
+
+    def _say_of_cut(self, cut: int, **what: Any) -> None:
+        """What became of a cut here. The save of an older one, which may end later, takes nothing back that was said of a newer."""
+        if cut >= self.cut_saved.get("cut", 0):
+            self.cut_saved = {"cut": cut, **what}
 
     def _publish(self) -> None:
         for each in self.machine.to_publish():
