@@ -129,6 +129,7 @@ def test_the_json(address: str) -> None:
         [real] = [each for each in directory["views"] if each["name"] == described["name"]]
         assert {**real, "schema": ""} == {**described, "schema": ""}
         assert [each[:2] for each in directory["partitions"]] == [[0, 1], [1, 1], [2, 1]]
+        assert directory.pop("gateway", False) == gateway
         page = {**JSON["directory"], "views": [], "partitions": []}
         assert {**directory, "views": [], "partitions": []} == page
         assert shape(directory["partitions"][0]) == shape(JSON["directory"]["partitions"][0])
