@@ -70,13 +70,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What the chosen tests need from elsewhere is fetched and built from the beginning, beside the first of them: it takes minutes, once
-    per machine. What cannot be had is told by the fixtures."""
+    """What the chosen tests need from elsewhere is fetched and built before the first of them: it takes minutes, once per machine, and is
+    no test's own time. What cannot be had is told by the fixtures."""
     if session.config.option.collectonly:
         return
-    for mark, fetch in FETCHED.items():
-        if any(each.get_closest_marker(mark) for each in session.items):
-            threading.Thread(target=_fetch, args=(fetch,), daemon=True).start()
+    wanted = [fetch for mark, fetch in FETCHED.items() if any(each.get_closest_marker(mark) for each in session.items)]
+    threads = [threading.Thread(target=_fetch, args=(fetch,), daemon=True) for fetch in wanted]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
 
 
 def _fetch(fetch: Callable[[], object]) -> None:
