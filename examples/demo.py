@@ -7,7 +7,6 @@ and checks every invoice. `make demo` runs it.
 from __future__ import annotations
 
 import argparse
-import logging
 import random
 import signal
 import sys
@@ -24,7 +23,6 @@ from typing import Any
 
 import dask
 import duckdb
-from distributed import LocalCluster
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
@@ -248,20 +246,9 @@ def run(arguments: argparse.Namespace, folder: Path, interruption: Interruption,
     log = billing.FileLog(folder / "log", splits=2)
     log.begin(billing.events(random.Random(arguments.seed), months=arguments.months))
     with ExitStack() as stack:
-        # The workers leave Ctrl-C to this process: a terminal sends it to all of them.
-        deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="flowstate-demo-workers-"))
         stack.enter_context(dask.config.set({"temporary-directory": scratch}))
-        # On a busy machine a worker may take seconds to exit; Dask's warnings about that are no news here.
-        cluster = LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            dashboard_address="127.0.0.1:0",
-            preload=deaf,
-            silence_logs=logging.ERROR,
-        )
-        client = stack.enter_context(stack.enter_context(cluster).get_client())
-        job = stack.enter_context(fs.start(*flow(folder), snapshots=f"{folder}/snapshots/", every="2s", client=client))
+        job = stack.enter_context(fs.start(*flow(folder), snapshots=f"{folder}/snapshots/", every="2s"))
         generator = Generator(log, arguments.seed, arguments.months)
         stack.callback(generator.stop)
         interruption.may_break_in = False

@@ -18,7 +18,8 @@ from flight_tables import TABLES, VIEWS
 from one_partition import JOB, VIEW, OnePartition
 
 import flowstate as fs
-from flowstate.api.job import Reads, saved_states
+from flowstate.api.finding import saved_states
+from flowstate.api.job import Reads
 from flowstate.errors import Behind, InvalidFlow, Unavailable
 from flowstate.plan.position import Place
 from flowstate.runtime.awaited import MOST, Awaited

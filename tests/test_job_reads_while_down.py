@@ -18,7 +18,8 @@ from counting_process import KEYS, CountingProcess, append
 from distributed import Client
 
 import flowstate as fs
-from flowstate.api.job import Reads, saved_states
+from flowstate.api.finding import saved_states
+from flowstate.api.job import Reads
 from flowstate.view.answer import Answer, PartitionAnswer
 from flowstate_flight import FlightReader
 

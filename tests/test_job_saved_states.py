@@ -16,7 +16,8 @@ import waiting
 from distributed import Client, LocalCluster
 
 import flowstate as fs
-from flowstate.api.job import Reads, saved_states
+from flowstate.api.finding import saved_states
+from flowstate.api.job import Reads
 from flowstate.clock import SystemClock
 from flowstate.runtime.saved_states import SavedStates
 from flowstate.snapshot.partition_chain import PartitionChain

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flowstate.api import arguments
-from flowstate.api.job import saved_states
-from flowstate.errors import InvalidFlow
+from flowstate.api.finding import reader_of
 
 if TYPE_CHECKING:
     from flowstate.view.tls import Tls
@@ -41,21 +40,13 @@ def gateway(
     listens on loopback alone. Where the job has an access too, `token` is what the gateway shows its workers; it may read everything, and
     gives to each what is there for her. `tls` is the job's, or its like. Raises `InvalidFlow`, and `Unavailable` if the port is taken.
     """
-    from flowstate_flight.client import FlightReader
     from flowstate_flight.gateway import Gateway
     from flowstate_sql.served import ServedSql
 
-    if address is None and snapshots is None:
-        raise InvalidFlow("say where the job is: snapshots=, or the Flight address of one of its workers")
-    source = [] if address is None else arguments.name("address", address)
-    name = None if job is None else arguments.name("job", job)
     arguments.name("host", host)
     arguments.whole("port", port, 0)
-    patience = arguments.seconds("patience", patience)
-    storage_options = arguments.options("storage_options", storage_options)
-    saved = None if snapshots is None else saved_states(arguments.place("snapshots", snapshots), storage_options, name)
     connecting = {} if tls is None else tls.connecting()
-    reader = FlightReader(source, name, saved=saved, patience=patience, token=token, **connecting)
+    reader, saved = reader_of(address, job, snapshots, storage_options, patience=patience, token=token, **connecting)
     try:
         sql = ServedSql(reader, store=None if saved is None else saved.store)
         try:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from flowstate.api import arguments
-from flowstate.api.job import saved_states
+from flowstate.api.finding import reader_of
 from flowstate.errors import InvalidFlow
 
 if TYPE_CHECKING:
@@ -58,21 +58,15 @@ def http(
     goes without TLS: put a proxy that has it before it where tokens go over a network. Raises `InvalidFlow`, and `Unavailable` if the
     port is taken.
     """
-    from flowstate_flight.client import FlightReader
     from flowstate_sql.served import ServedSql
 
-    if address is None and snapshots is None:
-        raise InvalidFlow("say where the job is: snapshots=, or the Flight address of one of its workers")
-    source = [] if address is None else arguments.name("address", address)
-    name = None if job is None else arguments.name("job", job)
     arguments.name("host", host)
     arguments.whole("port", port, 0)
-    patience = arguments.seconds("patience", patience)
-    storage_options = arguments.options("storage_options", storage_options)
-    saved = None if snapshots is None else saved_states(arguments.place("snapshots", snapshots), storage_options, name)
     connecting = {} if tls is None else tls.connecting()
     with ExitStack() as stack:
-        reader = FlightReader(source, name, saved=saved, patience=patience, token=token, **connecting)
+        reader, saved = reader_of(
+            address, job, snapshots, storage_options, patience=patience, token=token, **connecting
+        )
         stack.callback(reader.close)
         sql = ServedSql(reader, store=None if saved is None else saved.store)
         stack.callback(sql.close)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import pyarrow as pa
 
 from flowstate.api import arguments
+from flowstate.api.finding import reader_of, saved_states
 from flowstate.api.remote import request
 from flowstate.clock import Clock, SystemClock
 from flowstate.errors import Fenced, FlowstateError, InvalidFlow, Unavailable, did_you_mean
@@ -333,14 +334,6 @@ def job_reader(client: Client, name: str, saved: SavedStates) -> FlightReader:
     return FlightReader(directory_source(client, name), name, saved=saved, **connecting)
 
 
-def saved_states(url: str, storage_options: Mapping[str, Any], name: str | None = None, hint: str = "") -> SavedStates:
-    """The saved side of the job whose snapshots are at `url`."""
-    from flowstate.runtime.saved_states import SavedStates
-    from flowstate.store import Store
-
-    return SavedStates(Store.open(url, **storage_options), SystemClock(), name, hint)
-
-
 def directory_source(client: Client, name: str) -> Any:
     """How a reader of this job asks for a newer directory."""
     from flowstate.view.directory import Directory
@@ -376,21 +369,15 @@ def connect(
     """
     from flowstate.view.freshness import checked
     from flowstate.view.tls import pem
-    from flowstate_flight.client import FlightReader
 
-    if address is None and snapshots is None:
-        raise InvalidFlow("say where the job is: the Flight address of one of its workers, or snapshots=")
-    source = [] if address is None else arguments.name("address", address)
-    name = None if job is None else arguments.name("job", job)
-    patience = arguments.seconds("patience", patience)
-    storage_options = arguments.options("storage_options", storage_options)
-    saved = None if snapshots is None else saved_states(arguments.place("snapshots", snapshots), storage_options, name)
     fresh = checked(max_age=max_age)
     certificates = {"tls_root_certs": tls_root_certs, "cert_chain": cert_chain, "private_key": private_key}
     options: dict[str, Any] = {key: pem(key, each) for key, each in certificates.items() if each is not None}
     if override_hostname is not None:
         options["override_hostname"] = arguments.name("override_hostname", override_hostname)
-    reader = FlightReader(source, name, saved=saved, patience=patience, token=token, login=login, **options)
+    reader, saved = reader_of(
+        address, job, snapshots, storage_options, patience=patience, token=token, login=login, **options
+    )
     try:
         reader.views()
     except BaseException:

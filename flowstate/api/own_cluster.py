@@ -21,6 +21,16 @@ DASK_SETTINGS = {
     "distributed.worker.memory.terminate": False,
 }
 
+#: What each of our workers runs first. A terminal and a notebook send their interrupt to all processes at once; a worker leaves it to the
+#: process that stops the job, or there would be no last snapshot. A heartbeat that was under way when the cluster was closed is no news.
+WORKER_PRELOAD = """
+import logging
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+logging.getLogger("distributed.worker").addFilter(lambda record: "during heartbeat" not in str(record.msg))
+"""
+
 
 def own_cluster(stack: ExitStack) -> Client:
     """A client of a new LocalCluster; both are closed by `stack`."""
@@ -35,6 +45,7 @@ def own_cluster(stack: ExitStack) -> Client:
             threads_per_worker=1,
             memory_limit=0,
             dashboard_address="127.0.0.1:0",
+            preload=WORKER_PRELOAD,
             silence_logs=logging.ERROR,
         )
     )

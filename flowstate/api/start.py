@@ -11,7 +11,8 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from flowstate.api import arguments
-from flowstate.api.job import Job, job_reader, saved_states
+from flowstate.api.finding import saved_states
+from flowstate.api.job import Job, job_reader
 from flowstate.api.own_cluster import own_cluster
 from flowstate.api.partial import answer_partial
 from flowstate.api.stream import Flow, Output, View
