@@ -106,7 +106,10 @@ def read_json(text: str | bytes, what: str) -> Any:
 
 
 def _exact(text: str) -> Decimal | float:
-    found = Decimal(text)
+    try:
+        found = Decimal(text)
+    except ArithmeticError:  # its exponent is beyond all numbers
+        return float(text)
     exponent = found.as_tuple().exponent
     fits = isinstance(exponent, int) and -38 <= exponent <= 38 and len(found.as_tuple().digits) <= 38
     return found if fits else float(text)

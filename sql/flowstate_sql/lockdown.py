@@ -65,8 +65,9 @@ _INTERNAL = """
 _COMPARISONS = ("=", "==", "!=", "<>", "<", "<=", ">", ">=", "is distinct from", "is not distinct from")
 REFUSED = frozenset([*f"{_OUTSIDE} {_SQL} {_WAITING} {_INTERNAL}".split(), *_COMPARISONS])
 
+# Possessive: a comment that might end at each of many places would be tried in every way, with the GIL held.
 _EXPLAIN = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*explain\b(?:\s+analyze\b)?(?:\s*\([^()]*\))?", re.IGNORECASE | re.DOTALL
+    r"(?:\s|--[^\n]*(?:\n|$)|(?>/\*.*?\*/))*+explain\b(?:\s+analyze\b)?(?:\s*\([^()]*\))?", re.IGNORECASE | re.DOTALL
 )
 
 
