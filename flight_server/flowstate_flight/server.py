@@ -212,5 +212,11 @@ class Server(flight.FlightServerBase):
                 raise Unavailable("this worker takes no data from others yet", retry_after=0.5)
             handler(command, reader, writer, context)
             return
-        stream = self.service.requests.seen_by(caller.now()).lookups(command)
-        answer_lookups(stream, reader, writer, lambda: self.service.closing, caller.now)
+        who = caller.now()
+
+        def check() -> None:
+            if caller.now() is not who:
+                raise Unavailable("what you may read has changed; begin another exchange", retry_after=0.1)
+
+        stream = self.service.requests.seen_by(who).lookups(command)
+        answer_lookups(stream, reader, writer, lambda: self.service.closing, check)

@@ -20,7 +20,7 @@ In TOML::
     rows = {customer = "anna"}               # only rows that hold this; several values as a list
 
 The file holds hashes alone. Whoever can write it decides who is let in; who can read it learns nothing that opens a door, but for
-`signing_key`.
+`signing_key`. What is changed in it holds for whatever is asked two seconds later (`access_file`).
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ import datetime as dt
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
 import threading
-import tomllib
 from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -48,7 +47,10 @@ from flowstate.clock import Clock, SystemClock
 from flowstate.errors import InvalidFlow, Unavailable, did_you_mean
 from flowstate.plan.window import duration
 from flowstate.view import rights
+from flowstate.view.access_file import AccessFile
 from flowstate.view.rights import ACTIONS, Grant, Principal
+
+log = logging.getLogger("flowstate.access")
 
 TOKEN, LOGIN = "fst_", "fsl_"  # how tokens begin: those that are given out, and those of a login
 LONGEST = 4096  # characters of a credential
@@ -68,44 +70,26 @@ class _Known:
 
 
 class Access(rights.Access):
-    """Principals by credential. It may be pickled, so that all workers of a job accept the same, also each other's logins."""
+    """Principals by credential. It may be pickled, so that all workers of a job accept the same, also each other's logins.
+
+    One that was made `from_file` follows its file: a `Principal` stays the same object for as long as its grants do, so whoever keeps one
+    sees by a comparison whether its rights have changed."""
 
     def __init__(self, config: Mapping[str, Any], *, clock: Clock | None = None) -> None:
         """`config` is what the file holds. Raises InvalidFlow, naming the principal and the field, never a credential."""
-        self._config, self._clock = dict(config), clock or SystemClock()
-        unknown = sorted(set(config) - {"login", "signing_key", "principals"})
-        if unknown:
-            raise InvalidFlow(
-                f"the access has an unknown field {unknown[0]!r}; it has login, signing_key and principals"
-            )
-        given = config.get("signing_key")
-        if given is not None and (not isinstance(given, str) or len(given) < 32):
-            raise InvalidFlow("signing_key is a text of at least 32 characters; secrets.token_urlsafe(32) makes one")
-        self._signing = secrets.token_bytes(32) if given is None else hashlib.sha256(given.encode()).digest()
-        self._login_for = duration(config.get("login", "12h")) / 1e6
-        self._known: dict[str, _Known] = {}
-        self._tokens: dict[bytes, str] = {}
-        self._certificates: dict[str, str] = {}
-        principals = config.get("principals")
-        if not isinstance(principals, Mapping) or not principals:
-            raise InvalidFlow("the access has no principals; nobody would be let in")
-        for name, each in principals.items():
-            self._take(str(name), each)
+        self._clock = clock or SystemClock()
+        self._random = secrets.token_bytes(32)
+        self._file: AccessFile | None = None
+        self._held = _Rights(config, self._random)
         self._logins = threading.Semaphore(LOGINS)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Access:
-        """Read a TOML file (see this module). Raises InvalidFlow."""
-        try:
-            config = tomllib.loads(Path(path).read_text("utf-8"))
-        except (OSError, TypeError) as error:
-            raise InvalidFlow(
-                "the file of the access cannot be read", path=str(path), reason=type(error).__name__
-            ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            line = re.search(r"at line \d+, column \d+", str(error))  # the rest of the text may quote what stands there
-            raise InvalidFlow("the file of the access is no TOML", path=str(path), where=line and line[0]) from None
-        return cls(config)
+    def from_file(cls, path: str | os.PathLike[str], *, clock: Clock | None = None) -> Access:
+        """Read a TOML file (see this module), and again when it has changed and somebody asks (`access_file`). Raises InvalidFlow."""
+        file = AccessFile(path)
+        access = cls(file.read(), clock=clock)
+        access._file = file
+        return access
 
     @staticmethod
     def make_token() -> tuple[str, str]:
@@ -128,14 +112,15 @@ class Access(rights.Access):
             return None
         if token.startswith(LOGIN):
             return self._of_login(token)
-        digest = hashlib.sha256(raw).digest()
+        digest, held = hashlib.sha256(raw).digest(), self._rights()
         # Looking up a digest tells nobody how near a guess was: a guess cannot be steered towards one.
-        name = self._tokens.get(digest)
-        return None if name is None else self._valid(name)
+        name = held.tokens.get(digest)
+        return None if name is None else self._valid(held, name)
 
     def login(self, user: str, password: str) -> str | None:
         """Raises Unavailable while too many others log in."""
-        known = self._known.get(user)
+        held = self._rights()
+        known = held.known.get(user)
         stored = known.password if known is not None else None
         cost, blocks, lanes, salt, wanted = _parts(stored or _NOBODY)
         if not self._logins.acquire(timeout=PATIENCE):
@@ -145,51 +130,103 @@ class Access(rights.Access):
             right = hmac.compare_digest(_scrypt(given, cost, blocks, lanes, salt), wanted)
         finally:
             self._logins.release()
-        if not right or stored is None or self._valid(user) is None:
+        if not right or stored is None or self._valid(held, user) is None:
             return None
-        until = self._clock.wall() + self._login_for
+        until = self._clock.wall() + held.login_for
         said = urlsafe_b64encode(json.dumps([user, until]).encode()).decode()
-        return f"{LOGIN}{said}.{self._sign(said, stored)}"
+        return f"{LOGIN}{said}.{held.sign(said, stored)}"
 
     def of_certificate(self, identity: str) -> Principal | None:
-        name = self._certificates.get(identity)
-        return None if name is None else self._valid(name)
+        held = self._rights()
+        name = held.certificates.get(identity)
+        return None if name is None else self._valid(held, name)
 
     @property
     def fingerprint(self) -> str:
         """Tells this access from another with other principals, and tells nothing about either."""
-        text = json.dumps(self._config, sort_keys=True, default=str)
+        text = json.dumps(self._rights().config, sort_keys=True, default=str)
         return hmac.new(b"flowstate access", text.encode(), hashlib.sha256).hexdigest()[:16]
 
     def __repr__(self) -> str:
-        return f"<access of {len(self._known)} principals>"
+        return f"<access of {len(self._held.known)} principals>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self._config, "signing": self._signing}
+        file = self._file
+        return {"config": self._held.config, "random": self._random, "file": None if file is None else str(file.path)}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__(state["config"])  # type: ignore[misc]
-        self._signing = state["signing"]
+        self._random = state["random"]
+        self._held = _Rights(state["config"], self._random)
+        self._file = None if state["file"] is None else AccessFile(state["file"])
+
+    def _rights(self) -> _Rights:
+        """Those of now."""
+        config = None if self._file is None else self._file.news(self._clock)
+        if self._file is not None and config is not None:
+            try:
+                self._held = _Rights(config, self._random, self._held)
+                log.info("the file of the access was read anew: %d principals", len(self._held.known))
+            except InvalidFlow as error:
+                self._file.refused(str(error))
+            except Exception as error:  # its text may hold what stands in the file
+                self._file.refused(type(error).__name__)
+        return self._held
 
     def _of_login(self, token: str) -> Principal | None:
         said, _, signature = token.removeprefix(LOGIN).partition(".")
+        held = self._rights()
         try:
             user, until = json.loads(urlsafe_b64decode(said))
-            known = self._known[user]
+            known = held.known[user]
             if known.password is None or not isinstance(until, int | float):
                 return None
-            signed = hmac.compare_digest(signature.encode(), self._sign(said, known.password).encode())
+            signed = hmac.compare_digest(signature.encode(), held.sign(said, known.password).encode())
         except (ValueError, KeyError, TypeError, binascii.Error, RecursionError):
             return None
-        return self._valid(user) if signed and self._clock.wall() < until else None
+        return self._valid(held, user) if signed and self._clock.wall() < until else None
 
-    def _sign(self, said: str, password: str) -> str:
+    def _valid(self, held: _Rights, name: str) -> Principal | None:
+        known = held.known[name]
+        return known.principal if known.expires is None or self._clock.wall() < known.expires else None
+
+
+class _Rights:
+    """What one text of the file says. It never changes, so a request sees one text or the next, and nothing between."""
+
+    def __init__(self, config: Mapping[str, Any], random: bytes, before: _Rights | None = None) -> None:
+        """`random` signs logins where the file has no key. Raises InvalidFlow."""
+        self.config = dict(config)
+        unknown = sorted(set(config) - {"login", "signing_key", "principals"})
+        if unknown:
+            raise InvalidFlow(
+                f"the access has an unknown field {unknown[0]!r}; it has login, signing_key and principals"
+            )
+        given = config.get("signing_key")
+        if given is not None and (not isinstance(given, str) or len(given) < 32):
+            raise InvalidFlow("signing_key is a text of at least 32 characters; secrets.token_urlsafe(32) makes one")
+        self._signing = random if given is None else hashlib.sha256(given.encode()).digest()
+        self.login_for = duration(config.get("login", "12h")) / 1e6
+        self.known: dict[str, _Known] = {}
+        self.tokens: dict[bytes, str] = {}
+        self.certificates: dict[str, str] = {}
+        principals = config.get("principals")
+        if not isinstance(principals, Mapping) or not principals:
+            raise InvalidFlow("the access has no principals; nobody would be let in")
+        for name, each in principals.items():
+            self._take(str(name), each)
+        for name, known in (before.known if before is not None else {}).items():
+            now = self.known.get(name)
+            if before is not None and now is not None and before.grants(name) == self.grants(name):
+                self.known[name] = replace(now, principal=known.principal)
+
+    def grants(self, name: str) -> str:
+        """What is granted to a principal, told from everything else: in Python 1 equals true."""
+        return repr(self.config["principals"][name]["grants"])
+
+    def sign(self, said: str, password: str) -> str:
         """A login ends with the password that it was made by."""
         return hmac.new(self._signing, f"{said}\n{password}".encode(), hashlib.sha256).hexdigest()
-
-    def _valid(self, name: str) -> Principal | None:
-        known = self._known[name]
-        return known.principal if known.expires is None or self._clock.wall() < known.expires else None
 
     def _take(self, name: str, given: Any) -> None:
         if not name.isprintable() or not name or ":" in name:
@@ -204,10 +241,10 @@ class Access(rights.Access):
                 raise InvalidFlow(
                     "'tokens' holds hashes, 'sha256:' and 64 digits; see Access.make_token", principal=name
                 )
-            if self._tokens.setdefault(bytes.fromhex(token[7:]), name) != name:
+            if self.tokens.setdefault(bytes.fromhex(token[7:]), name) != name:
                 raise InvalidFlow("a token belongs to two principals", principal=name)
         for identity in _texts(name, given, "certificates"):
-            if self._certificates.setdefault(identity, name) != name:
+            if self.certificates.setdefault(identity, name) != name:
                 raise InvalidFlow("a certificate belongs to two principals", principal=name)
         password = given.get("password")
         if password is not None:
@@ -219,7 +256,7 @@ class Access(rights.Access):
         if not isinstance(grants, list) or not all(isinstance(each, Mapping) for each in grants):
             raise InvalidFlow("'grants' is a list of tables with actions, views and rows", principal=name)
         principal = Principal(name, tuple(_grant(name, each) for each in grants))
-        self._known[name] = _Known(principal, password, _time(name, given.get("expires")))
+        self.known[name] = _Known(principal, password, _time(name, given.get("expires")))
 
 
 def _grant(name: str, given: Mapping[str, Any]) -> Grant:
