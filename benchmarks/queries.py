@@ -216,7 +216,11 @@ def consistency(count: int) -> None:
         Client(cluster) as client,
     ):
         begun = time.monotonic()
-        readers = check(Path(folder), client, reads=count, writes=count, seconds=3600.0)
+
+        def tell(what: str) -> None:
+            print(f"{time.monotonic() - begun:6.0f} s  {what}", flush=True)
+
+        readers = check(Path(folder), client, reads=count, writes=count, seconds=3600.0, tell=tell)
     print(f"{count:,} writes read back, none older than promised; {time.monotonic() - begun:.0f} s in all")
     for each in readers:
         print(each.summary)

@@ -5,7 +5,7 @@
 Every line of two logs moves an amount between two of forty accounts, which lie in two partitions: at any one position the balances add up
 to zero. Readers ask with ``consistent=True`` (SQL, Flight scans and lookups, through a gateway) while the job ingests, a worker is killed
 and the gateway restarts; what they are told must add up, and must never go back. Reads of the latest may fall between two positions, and
-must say so. `Writes` appends lines of its own and reads each of them back (``at_least=``).
+must say so. `Writes` appends lines of its own and reads each of them back (``at_least=``), before the worker is killed and after.
 """
 
 from __future__ import annotations
@@ -80,6 +80,11 @@ def transfers(folder: Path) -> Iterator[None]:
         writer.wait(10)
 
 
+def is_refusal(error: Exception) -> bool:
+    """Allowed while a worker is away, as long as nothing is wrong."""
+    return isinstance(error, fs.Unavailable) or "Unavailable: " in str(error)
+
+
 @dataclass
 class Reader(threading.Thread):
     """Asks again and again until `over`. `read` gives (sum of balances, rows, whether it was at one position)."""
@@ -110,11 +115,8 @@ class Reader(threading.Thread):
         while not self.over.is_set():
             try:
                 balance, rows, whole = self.read()
-            except (
-                fs.Unavailable,
-                duckdb.Error,
-            ) as error:  # refused: allowed while a worker is away, as long as nothing is wrong
-                if isinstance(error, duckdb.Error) and "Unavailable: " not in str(error):
+            except (fs.Unavailable, duckdb.Error) as error:
+                if not is_refusal(error):
                     self.error = error
                     self.over.set()
                     return
@@ -241,7 +243,7 @@ class Writes:
     """Appends transfers between `MINE` and reads each back by turns of SQL, key and scan."""
 
     def __init__(self, job: fs.Job, path: Path) -> None:
-        self.job, self.path, self.count = job, path, 0
+        self.job, self.path, self.count, self.refused = job, path, 0, 0
         self.split = split_of(job, path)
         self.offset = path.stat().st_size
 
@@ -250,26 +252,47 @@ class Writes:
         """So that it is there when the job starts."""
         path.write_text(json.dumps({"accounts": list(MINE), "moved": [0, 0]}) + "\n")
 
-    def write_and_read(self) -> None:
+    def write_and_read(self, seconds: float = 120.0) -> None:
+        """What is refused while a worker is away is asked again, for so long."""
         line = json.dumps({"accounts": list(MINE), "moved": [1, -1]}) + "\n"
         with self.path.open("ab", buffering=0) as log:
             log.write(line.encode())
         self.offset += len(line)
         self.count += 1
-        fresh: dict[str, Any] = {"at_least": {self.split: self.offset}}
-        if self.count % 3 == 0:
-            query = "select balance from accounts where accounts = 'mine'"
-            found = self.job.sql(query, **fresh).fetchall()[0][0]
-        elif self.count % 3 == 1:
-            found = self.job["accounts"].lookup("mine", **fresh)["balance"].to_pylist()[0]
-        else:
-            table = self.job["accounts"].to_table(filter=pc.field("accounts") == "mine", **fresh)
-            found = table["balance"].to_pylist()[0]
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                found = self._read({"at_least": {self.split: self.offset}})
+            except (fs.Unavailable, duckdb.Error) as error:
+                if not is_refusal(error) or time.monotonic() > deadline:
+                    raise
+                self.refused += 1
+            else:
+                break
         assert found == self.count, f"wrote {self.count}, read {found}"
 
+    def _read(self, fresh: dict[str, Any]) -> int:
+        if self.count % 3 == 0:
+            query = "select balance from accounts where accounts = 'mine'"
+            return int(self.job.sql(query, **fresh).fetchall()[0][0])
+        if self.count % 3 == 1:
+            table = self.job["accounts"].lookup("mine", **fresh)
+        else:
+            table = self.job["accounts"].to_table(filter=pc.field("accounts") == "mine", **fresh)
+        return int(table["balance"].to_pylist()[0])
 
-def check(folder: Path, client: Client, *, reads: int, writes: int, seconds: float) -> list[Reader]:
-    """Everything, with a worker killed and the gateway restarted halfway. Raises AssertionError for what must not be."""
+
+def check(
+    folder: Path,
+    client: Client,
+    *,
+    reads: int,
+    writes: int,
+    seconds: float,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Reader]:
+    """Everything: half of the reads and writes, a worker killed and the gateway restarted, and as many again. `tell` hears how far it is.
+    Raises AssertionError for what must not be."""
     mine = folder / "mine.jsonl"
     Writes.begin(mine)
     with (
@@ -280,19 +303,30 @@ def check(folder: Path, client: Client, *, reads: int, writes: int, seconds: flo
         gateway = fs.gateway(snapshots=folder / "snapshots")
         stack.callback(lambda: gateway.close())
         readers = Readers(job, gateway.address)
+        own = Writes(job, mine)
+
+        def half(since: int) -> None:
+            for _ in range(writes // 2):
+                if readers.over.is_set():
+                    break
+                own.write_and_read()
+                if own.count % 500 == 0:
+                    tell(f"{own.count:,} writes read back, {readers.done:,} consistent reads")
+            readers.wait(since + reads // 2, seconds)
+            tell(f"{own.count:,} writes read back ({own.refused} refused meanwhile), {readers.done:,} consistent reads")
+
         try:
             saved = job.status()["saved_cut"].get("number", 0)
-            own = Writes(job, mine)
-            for _ in range(writes):
-                own.write_and_read()
-            readers.wait(reads // 2, seconds)
+            half(0)
             if not readers.over.is_set():
                 victim = next(iter(client.run(os.getpid).values()))
                 os.kill(victim, signal.SIGKILL)
-                port = gateway.port
+                tell("a worker is killed")
+                port, since = gateway.port, readers.done
                 gateway.close()
                 gateway = fs.gateway(snapshots=folder / "snapshots", port=port)
-                readers.wait(reads, seconds)
+                tell("the gateway is there again")
+                half(since)
             deadline = time.monotonic() + 60
             while not readers.over.wait(0.1) and job.status()["saved_cut"].get("number", 0) <= saved:
                 assert time.monotonic() < deadline, "those who read keep the job from saving"

@@ -12,7 +12,7 @@ import cloudpickle
 from distributed import Client, Scheduler, Status
 
 from flowstate.clock import Clock
-from flowstate.errors import Fenced, FlowstateError, Unavailable
+from flowstate.errors import Fenced, FlowstateError
 from flowstate.runtime.actor import PartitionActor
 from flowstate.runtime.beginning import Beginning, announce
 from flowstate.runtime.coordinator import (
@@ -26,6 +26,7 @@ from flowstate.runtime.coordinator import (
     RaiseReader,
     Tell,
 )
+from flowstate.runtime.cuts import Cuts
 from flowstate.runtime.overview import overview
 from flowstate.runtime.stored import view_info
 from flowstate.runtime.table import SplitEntry
@@ -63,9 +64,7 @@ class RunningJob:
             )
         self.actors: dict[tuple[int, int], Any] = {}
         self._pickled = cloudpickle.dumps(spec)
-        self.cut_followers: list[asyncio.Queue[CutDone | CutFailed]] = []
-        self._coming: asyncio.Task[CutDone | CutFailed | None] | None = None  # the next cut for readers, not yet open
-        self._saving = asyncio.Lock()  # held while a cut is made and saved
+        self.cuts = Cuts(spec.name, self.coordinator, clock, self._tell)
         self.saved_cut: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._next_cut = clock.monotonic() + spec.every
@@ -101,71 +100,6 @@ class RunningJob:
 
     # requests
 
-    async def cut(self, timeout: float, *, saves: bool = False) -> CutDone:
-        """One consistent cut over all partitions; abandoned with `Unavailable` when it does not come about within `timeout`."""
-        deadline = self.clock.monotonic() + timeout
-        reason = "another cut is open"
-        while (left := deadline - self.clock.monotonic()) > 0:
-            result = await (self._next_saved_cut(left) if saves else self._next_shared_cut(left))
-            if isinstance(result, CutDone):
-                return result
-            reason = result.reason if result else "it was not aligned in time"
-            await asyncio.sleep(0.05)
-        raise Unavailable(
-            "no consistent cut could be made; try again", job=self.spec.name, reason=reason, retry_after=1.0
-        )
-
-    async def _next_saved_cut(self, timeout: float) -> CutDone | CutFailed | None:
-        """One after the other: a second one would take the first one's place while partitions still save it."""
-        deadline = self.clock.monotonic() + timeout
-        try:
-            async with asyncio.timeout(timeout):
-                await self._saving.acquire()
-        except TimeoutError:
-            return None
-        try:
-            return await self._next_cut_of_its_own(deadline - self.clock.monotonic())
-        finally:
-            self._saving.release()
-
-    async def _next_shared_cut(self, timeout: float) -> CutDone | CutFailed | None:
-        """Readers who ask while a cut is open share the next one. None that was open before they asked would do: it may be from before."""
-        if self._coming is None:
-            self._coming = asyncio.ensure_future(self._next_cut_of_its_own(self.coordinator.limits.cut, shared=True))
-            self._tasks.add(self._coming)
-            self._coming.add_done_callback(self._tasks.discard)
-        coming = self._coming
-        await asyncio.wait({coming}, timeout=timeout)
-        return coming.result() if coming.done() and not coming.cancelled() else None
-
-    async def _next_cut_of_its_own(self, timeout: float, *, shared: bool = False) -> CutDone | CutFailed | None:
-        try:
-            deadline = self.clock.monotonic() + timeout
-            while (number := self.coordinator.open_cut(self.clock.monotonic(), saves=not shared)) is None:
-                if self.clock.monotonic() > deadline:
-                    return None
-                await asyncio.sleep(0.002)
-        finally:
-            if shared:
-                self._coming = None
-        return await self._follow_cut(number, not shared, deadline - self.clock.monotonic())
-
-    async def _follow_cut(self, number: int, saves: bool, timeout: float) -> CutDone | CutFailed | None:
-        """What became of it. Everything that happens to cuts is heard, however fast it follows on each other."""
-        heard: asyncio.Queue[CutDone | CutFailed] = asyncio.Queue()
-        self.cut_followers.append(heard)
-        self._tell()
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    result = await heard.get()
-                    if result.cut == number and (isinstance(result, CutFailed) or result.saved or not saves):
-                        return result
-        except TimeoutError:
-            return None
-        finally:
-            self.cut_followers.remove(heard)
-
     def drain(self) -> None:
         self._carry_out(self.coordinator.drain())
 
@@ -197,6 +131,7 @@ class RunningJob:
         for future in self.actors.values():
             future.release()
         self.actors.clear()
+        self.cuts.close()
         current = asyncio.current_task()
         for task in list(self._tasks):
             if task is not current:
@@ -228,8 +163,7 @@ class RunningJob:
                 case Tell():
                     self._tell()
                 case CutDone() | CutFailed():
-                    for follower in self.cut_followers:
-                        follower.put_nowait(each)
+                    self.cuts.happened(each)
 
     def _release(self, partition: int, epoch: int) -> None:
         """Dask forgets the actor; one that is pinned to a worker that is gone would wait there for ever."""
@@ -371,7 +305,7 @@ class RunningJob:
         """All partitions save at one position; retention follows. A cut that fails keeps no partition from saving by itself."""
         if not self.coordinator.table.splits:
             return
-        done = await self.cut(timeout, saves=True)
+        done = await self.cuts.make(timeout, saves=True)
         number = await asyncio.to_thread(self._write_cut, done)
         self.saved_cut = {"number": number, "at": self.clock.wall()}
 

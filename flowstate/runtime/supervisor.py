@@ -231,7 +231,7 @@ class Supervisor(SchedulerPlugin):
             case "cut":
                 if not job.ready or job.state not in ("running", "finished"):
                     raise Unavailable("the job is not up", job=job.spec.name, state=job.state, retry_after=0.5)
-                done = await job.cut(float(arguments.get("timeout", 5.0)))
+                done = await job.cuts.make(float(arguments.get("timeout", 5.0)))
                 epochs = {each.partition: each.epoch for each in job.directory().partitions}
                 position = {split: list(place) for split, place in done.position.items()}
                 return {"cut": done.cut, "position": position, "epochs": [*epochs.items()]}
