@@ -60,10 +60,11 @@ class Whole:
 
 
 class Harness:
-    """One service; a table is loaded as a job is divided anew."""
+    """One service; a table is loaded as a job is divided anew. `connecting` are options of its reader, `options` those of the service."""
 
-    def __init__(self) -> None:
-        self.service = FlightService()
+    def __init__(self, connecting: dict[str, Any] | None = None, **options: Any) -> None:
+        self.connecting = connecting or {}
+        self.service = FlightService(**options)
         self.service.set_partial_handler(self.answer)
         self.computed = 0
         self.version = 0
@@ -86,7 +87,7 @@ class Harness:
             self.service.register(held)
             self.partitions.append(held)
         self.place([self.service.location] * COUNT)
-        self.reader = FlightReader(self.service.location, saved=saved, grace=0.2, patience=10.0)
+        self.reader = FlightReader(self.service.location, saved=saved, grace=0.2, patience=10.0, **self.connecting)
         self.session = Session(self.reader)
         self.full = Session(Whole(self.reader))
         self.plain = duckdb.connect()

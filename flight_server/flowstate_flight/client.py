@@ -268,13 +268,13 @@ class FlightReader:
         view: str,
         partial: Partial,
         columns: Sequence[str] | None = None,
-        filter: pc.Expression | None = None,
+        filter: pc.Expression | DecodedFilter | None = None,
         fresh: Freshness = LATEST,
     ) -> pa.RecordBatchReader:
-        """What the same partitions answer to `partial` about the rows that `scan_reader` would give of each. `filter` is a help alone:
-        where it cannot be pushed down, the partitions are asked about all their rows, so `partial` says it again. Raises InvalidFlow if a
-        partition cannot answer."""
-        if filter is not None and encode_filter(filter, self.info(view).schema)[0] is None:
+        """What the same partitions answer to `partial` about the rows that `scan_reader` would give of each. `filter` is a help alone,
+        unless it is decoded: where it cannot be pushed down, the partitions are asked about all their rows, so `partial` says it again.
+        Raises InvalidFlow if a partition cannot answer."""
+        if isinstance(filter, pc.Expression) and encode_filter(filter, self.info(view).schema)[0] is None:
             filter = None
         return self._scan_reader(view, columns, filter, None, None, fresh, partial)
 

@@ -106,7 +106,7 @@ class RestrictedReader:
                 view, wanted, condition, partitions, limit if after is None else None, fresh
             )
         except InvalidFlow as error:
-            raise _hidden(error) from None
+            raise hidden(error) from None
         return pa.RecordBatchReader.from_batches(
             schema.with_metadata(found.schema.metadata), _rest(found, schema.names, after, limit)
         )
@@ -151,11 +151,11 @@ def _rest(
             if left == 0:
                 return
     except InvalidFlow as error:
-        raise _hidden(error) from None
+        raise hidden(error) from None
     finally:
         found.close()
 
 
-def _hidden(error: InvalidFlow) -> InvalidFlow:
+def hidden(error: InvalidFlow) -> InvalidFlow:
     """An error that names a row names one that the principal may not see."""
     return InvalidFlow(UNREADABLE) if "key" in error.facts else error

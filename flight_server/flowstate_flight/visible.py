@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from flowstate.errors import InvalidFlow
 from flowstate.view.directory import Directory, ViewInfo
 from flowstate.view.rights import Action, Principal
-from flowstate_flight.expression import encode_filter
+from flowstate_flight.expression import DecodedFilter, encode_filter
 
 #: Filters that are kept, since making one takes as long as a lookup.
 KEPT = 1000
@@ -30,12 +30,24 @@ class RowFilter:
         """Raises InvalidFlow if the view lacks a column that decides."""
         self.rows = rows
         try:
-            _, self.columns = encode_filter(rows, info.schema.remove_metadata())
+            self._encoded, self.columns = encode_filter(rows, info.schema.remove_metadata())
         except InvalidFlow:
             message = (
                 f"view {info.name!r} has no such columns as your rights ask for; ask who runs this job to correct them"
             )
             raise InvalidFlow(message) from None
+
+    def decoded(self, info: ViewInfo, also: pc.Expression | None = None) -> DecodedFilter | None:
+        """For a ticket: these rows, and where both can be said in one, those of them for which `also` is true. None if a ticket cannot say
+        it. What a ticket says consists of comparisons alone, which fail on no value: both may be evaluated at once."""
+        if self._encoded is None:
+            return None
+        if also is not None:
+            both = self.rows & also
+            encoded, names = encode_filter(both, info.schema.remove_metadata())
+            if encoded is not None:
+                return DecodedFilter(encoded, both, names, {})
+        return DecodedFilter(self._encoded, self.rows, self.columns, {})
 
     def keys(self, keys: pa.RecordBatch) -> pa.RecordBatch:
         """Those that may be looked up, as far as the keys alone can tell."""

@@ -103,9 +103,7 @@ class SystemReader:
 
     def apart(self, view: str) -> str | None:
         """Why partitions compute nothing of a view; None if they may."""
-        if view in self._tables():
-            return "no partition has a system table"
-        return None if self._reader.sees_all_rows(view) else "only some of its rows may be seen"
+        return "no partition has a system table" if view in self._tables() else None
 
     def views(self) -> list[str]:
         return [*self._reader.views(), *self._tables()]
