@@ -353,3 +353,43 @@ def test_lookup_takes_all_plain_keys_or_the_full_key() -> None:
     with pytest.raises(InvalidFlow, match="all plain keys"):
         table.lookup(pa.record_batch({"a": ["x"], "b": ["y"]}))
     assert table.lookup(pa.record_batch({"customer": ["nobody"]})).num_rows == 0
+
+
+@pytest.mark.parametrize("months", [0, 1, 5])
+def test_a_lookup_of_many_keys_is_by_key_in_the_order_given_each_once_then_by_window(months: int) -> None:
+    chance = np.random.default_rng(months)
+    kinds = [("low", pa.int8()), ("flag", pa.int64()), ("name", pa.string())]
+    window = WindowSpec("month", Period(months=1), TIME) if months else None
+    aggregates = [AggregateSpec("total", "sum", "low", pa.int8(), pa.int64())]
+    aggregates += [AggregateSpec(f"max_{name}", "max", name, kind, kind) for name, kind in kinds]
+    spec = TableSpec("t", (pa.field("customer", pa.string()),), window, tuple(aggregates), TIME if months else None)
+    table, rows = KeyedTable(spec, seed=3, chunk_rows=64), 4000
+    who, low = chance.integers(0, 700, rows), chance.integers(-9, 9, rows)
+    start = 1000 * chance.integers(0, max(1, months), rows)
+    columns = {
+        "customer": pa.array([f"customer-{each}" for each in who]),
+        "month": pa.array(start, pa.int64()).view(TIME),
+        "month_end": pa.array(start + 1000, pa.int64()).view(TIME),
+        "low": pa.array(low, pa.int8()),
+        "flag": pa.array([None] * rows, pa.int64()),
+        "name": pa.array([None if each % 3 == 0 else f"name-{each}" * (each % 4) for each in who]),
+    }
+    table.apply(pa.record_batch(columns))
+    whole: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in pa.Table.from_batches(table.view().batches()).to_pylist():
+        number = int(row["month"].timestamp() * 1000) if months else 0
+        whole.setdefault(row["customer"], {})[number] = row
+    for count in (1, 2, 63, 64, 65, 3000):
+        keys = [f"customer-{each}" for each in chance.integers(0, 900, count)]
+        expected = [
+            whole[each][number] for each in dict.fromkeys(keys) if each in whole for number in sorted(whole[each])
+        ]
+        assert table.lookup(pa.record_batch({"customer": keys})).to_pylist() == expected
+        if months:
+            edges = pa.array(1000 * chance.integers(0, months + 1, count), pa.int64())
+            full = pa.record_batch(
+                [pa.array(keys), edges.view(TIME), pa.array(edges.to_numpy() + 1000).view(TIME)], spec.key_schema
+            )
+            named = dict.fromkeys(zip(keys, edges.to_pylist(), strict=True))
+            expected = [whole[key][number] for key, number in named if number in whole.get(key, {})]
+            assert table.lookup(full).to_pylist() == expected

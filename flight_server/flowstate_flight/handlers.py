@@ -24,8 +24,8 @@ class Lookups(Protocol):
 
     schema: pa.Schema
 
-    def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, dict[str, object]]:
-        """One message: rows in the columns of `schema`, and the answer as plain data."""
+    def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, str]:
+        """One message: rows in the columns of `schema`, and the answer as JSON."""
 
 
 def stopping() -> Unavailable:
@@ -74,19 +74,20 @@ def answer_lookups(
         except (pa.ArrowException, flight.FlightError, OSError):
             return  # the peer went away, or sent what is no Arrow message: there is nobody to tell
         still()
-        reply: dict[str, Any] = {}
+        number: object = None
         rows = None
         try:
             metadata = chunk.app_metadata
             asked = read_json(metadata.to_pybytes() if metadata is not None else b"", "metadata of a key batch")
-            reply["id"] = asked.get("id")
+            number = asked.get("id")
             if closing():
                 raise stopping()
-            rows, reply["answer"] = stream.answer(asked, chunk.data)
+            rows, answer = stream.answer(asked, chunk.data)
+            said = f'{{"id": {number if type(number) is int else json.dumps(number)}, "answer": {answer}}}'
         except BaseException as error:
-            rows, reply["error"] = None, describe(error)
+            rows, said = None, json.dumps({"id": number, "error": describe(error)})
         try:
-            encoded = pa.py_buffer(json.dumps(reply).encode())
+            encoded = pa.py_buffer(said.encode())
             if rows is None:
                 writer.write_metadata(encoded)
             else:

@@ -15,7 +15,7 @@ from flowstate.errors import InvalidFlow, Moved, Unavailable, did_you_mean
 from flowstate.view.answer import Answer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, LivePartition, ViewInfo
-from flowstate.view.freshness import LATEST, Freshness
+from flowstate.view.freshness import LATEST, Freshness, wait_of
 from flowstate.view.rights import ANYBODY, Principal
 from flowstate_flight.actions import ACTIONS, cut_asked, directory_asked, ipc_stream
 from flowstate_flight.answering import shape
@@ -24,7 +24,7 @@ from flowstate_flight.expression import columns_to_read, decode_filter
 from flowstate_flight.keys import key_text
 from flowstate_flight.partial import PartialHandler
 from flowstate_flight.subscribing import told
-from flowstate_flight.ticket import MAX_KEYS, Ticket, freshness_of, name_of, read_json, read_keys, wait_of
+from flowstate_flight.ticket import MAX_KEYS, Ticket, freshness_of, name_of, read_json, read_keys
 from flowstate_flight.visible import UNREADABLE, RowFilter, row_filter, seen_by
 
 
@@ -360,8 +360,8 @@ class LookupStream:
         self.schema, self._rows = view.schema.remove_metadata(), requests.rows(view)
         self._checked = False
 
-    def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, dict[str, object]]:
-        """One message: rows in the columns of `schema`, and the answer as plain data."""
+    def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, str]:
+        """One message: rows in the columns of `schema`, and the answer as JSON."""
         number, epoch = asked.get("partition"), asked.get("epoch")
         fresh = freshness_of(asked.get("fresh"))
         if type(number) is not int or not isinstance(epoch, int | None) or keys is None:
@@ -371,7 +371,7 @@ class LookupStream:
         if fresh is not LATEST and self._requests.moment(partition, fresh, wait_of(asked.get("wait"))) is not None:
             raise InvalidFlow("keys are looked up in the latest state; scan with a filter to read them in a cut")
         rows, answer = looked_up(partition, self._view, keys, self._rows)
-        return rows if rows.schema.equals(self.schema) else rows.select(self.schema.names), answer.to_data()
+        return rows if rows.schema.equals(self.schema) else rows.select(self.schema.names), answer.to_json()
 
     def _check(self, keys: pa.RecordBatch) -> None:
         """Raises InvalidFlow for keys that do not fit the view, or are no sound Arrow data."""

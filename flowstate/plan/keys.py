@@ -18,6 +18,12 @@ from flowstate.errors import InvalidFlow
 
 UInt64s = npt.NDArray[np.uint64]
 _WORD, _FLOAT, _DECIMAL, _BYTES, _LARGE_BYTES = range(5)
+#: The types whose values kernels read as they are, by their ids; every lookup asks.
+_AS_THEY_ARE = {
+    pa.int64().id: _WORD, pa.uint64().id: _WORD, pa.timestamp("us").id: _WORD, pa.date64().id: _WORD, pa.float64().id: _FLOAT,
+    pa.decimal128(1).id: _DECIMAL, pa.string().id: _BYTES, pa.binary().id: _BYTES, pa.large_string().id: _LARGE_BYTES,
+    pa.large_binary().id: _LARGE_BYTES,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ def key_array(column: pa.Array) -> tuple[int, pa.Array]:
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     kind = column.type
+    if kind.id in _AS_THEY_ARE:
+        return _AS_THEY_ARE[kind.id], column
     encoded = key_kind(kind)
     types = pa.types
     if types.is_dictionary(kind):
@@ -94,9 +102,9 @@ def key_array(column: pa.Array) -> tuple[int, pa.Array]:
             column = column.cast(pa.int64())
         return encoded, column
     if encoded == _FLOAT:
-        return encoded, column if kind == pa.float64() else column.cast(pa.float64())
+        return encoded, column.cast(pa.float64())
     if encoded == _DECIMAL:
-        return encoded, column if types.is_decimal128(kind) else column.cast(pa.decimal128(kind.precision, kind.scale))
+        return encoded, column.cast(pa.decimal128(kind.precision, kind.scale))
     if encoded == _LARGE_BYTES and (types.is_string_view(kind) or types.is_binary_view(kind)):
         return encoded, column.cast(pa.large_binary())
     if types.is_fixed_size_binary(kind):

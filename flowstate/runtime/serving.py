@@ -98,14 +98,14 @@ class ServedPartition:
             raise InvalidFlow("this view has no key; scan it, or use sql", view=view)
         spec = self.pump.spec.plan.tables[view]
         assert isinstance(spec, TableSpec)
-        whole = with_window_end(spec, keys)
+        asked = table.asked(with_window_end(spec, keys))
         with self.pump.gate:
-            rows = table.lookup(whole)
+            found = table.find(asked)
             position, watermark = dict(contents.marks.position), contents.marks.watermark()
             as_of = self.clock.wall()
         self._check_lease()
         part = PartitionAnswer(self.partition, self.epoch, position, watermark, as_of, "live")
-        return rows, Answer(self.job, view, (part,))
+        return found.results(), Answer(self.job, view, (part,))
 
     def changes(
         self,

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from flowstate.state.kernels import decode
+
 INT64, FLOAT64, FLAG = pa.int64(), pa.float64(), pa.uint8()
 #: Text: in memory the address and size of a value, when saved the value.
 CELL = pa.large_binary()
@@ -90,24 +92,16 @@ def sum_to_array(
         return _checked_decimals(buffer, rows, 2 if small else 4, result)
     if types.is_decimal256(result):
         return from_values(result, pa.Array.from_buffers(state, rows, [None, buffer]))
-    words = np.frombuffer(buffer, np.uint64, 2 * rows).reshape(rows, 2)
-    low, high = words[:, 0], words[:, 1]
     if types.is_floating(result):
         return from_values(result, pa.array(sum_to_floats(state, buffer, rows)))
-    if types.is_unsigned_integer(result):
-        _refuse(high != 0, words)
-        return from_values(result, pa.array(low)) if types.is_uint64(result) else _narrow(low, words, result)
-    signed = low.view(np.int64) if low.flags.c_contiguous else np.ascontiguousarray(low).view(np.int64)
-    _refuse(high.astype(np.int64) != signed >> 63, words)
-    width = result.bit_width
-    return from_values(result, pa.array(signed)) if width == 64 else _narrow(signed, words, result)
-
-
-def _narrow(values: npt.NDArray[Any], words: npt.NDArray[np.uint64], result: pa.DataType) -> pa.Array:
-    kind = np.dtype(result.to_pandas_dtype())
-    limits = np.iinfo(kind)
-    _refuse((values < limits.min) | (values > limits.max), words)
-    return pa.array(values.astype(kind), result)
+    values = np.empty(rows, np.uint64)
+    signed, width = not types.is_unsigned_integer(result), result.bit_width - 1
+    least, most = (-(1 << width), (1 << width) - 1) if signed else (0, (2 << width) - 1)
+    row = decode.narrow(buffer.address, least, np.uint64(most), values)
+    if row >= 0:
+        raise DoesNotFit(row, int.from_bytes(buffer[16 * row : 16 * row + 16], "little", signed=True))
+    whole = pa.Array.from_buffers(pa.int64() if signed else pa.uint64(), rows, [None, pa.py_buffer(values)])
+    return from_values(result, whole)
 
 
 def _checked_decimals(buffer: pa.Buffer, rows: int, words: int, result: pa.DataType) -> pa.Array:
@@ -126,12 +120,6 @@ def _checked_decimals(buffer: pa.Buffer, rows: int, words: int, result: pa.DataT
             raise DoesNotFit(row, value)
     data = np.ascontiguousarray(parts[:, :2]) if words > 2 else parts
     return pa.Array.from_buffers(result, rows, [None, pa.py_buffer(data) if words > 2 else buffer])
-
-
-def _refuse(bad: npt.NDArray[np.bool_], words: npt.NDArray[np.uint64]) -> None:
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise DoesNotFit(row, int.from_bytes(words[row].tobytes(), "little", signed=True))
 
 
 def sum_to_floats(state: pa.DataType, buffer: pa.Buffer, rows: int) -> npt.NDArray[np.float64]:

@@ -35,6 +35,7 @@ class Layout:
     def __init__(self, spec: TableSpec) -> None:
         self.spec = spec
         self.schema, self.key_schema = spec.schema, spec.key_schema
+        self.key_types = self.key_schema.types
         self.aggregates = aggregates_of(spec.aggregates)
         self.visible = [each for each in self.aggregates if each.spec in spec.visible]
         self.revisions = next((each.first for each in self.aggregates if each.spec.name == REVISIONS), None)
@@ -50,6 +51,8 @@ class Layout:
             pa.field(f"{each.spec.name}.{part.name}", part.type) for each in self.aggregates for part in each.columns
         ]
         self.state_schema = pa.schema([*self.key_schema, *parts])
+        self.sizes = [each.width for each in self.columns]
+        self.widths = np.array(self.sizes, np.int64)
         self._offsets: dict[int, list[int]] = {}
 
     @cached_property

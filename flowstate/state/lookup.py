@@ -1,35 +1,75 @@
-"""Lookups: a few rows, found by key and copied out."""
+"""Lookups: a few rows, found by key and copied out.
+
+A lookup has three steps, since its reader and the writer take turns: `asked` and `Found.results` need nothing of the table's rows, and
+only what is between them, `KeyedTable.find`, keeps the writer waiting.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from flowstate.plan.keys import key_array
+from flowstate.errors import InvalidFlow
+from flowstate.plan.keys import KeyColumns, key_array
 from flowstate.state.aggregate import Aggregate, Read
 from flowstate.state.cells import CELL
 from flowstate.state.chunk import Layout, cell_values
 from flowstate.state.kernels import decode
+from flowstate.state.windows import Windows
 
 Int64s = npt.NDArray[np.int64]
+_NO_WINDOW = np.zeros(1, np.int64)
 
 
-def found_rows(
-    columns: list[pa.Array], plain: int, rows: int, windows: Mapping[tuple[int, int], int]
-) -> tuple[Int64s, Int64s]:
-    """Which (row of the keys, window id) to look for: the window that a full key names, if there is one, or else all windows, by
-    start."""
-    if len(columns) > plain:
-        edges = [key_array(each)[1].to_pylist() for each in _integers(columns[plain:])]
-        known = [(row, windows[edge]) for row, edge in enumerate(zip(*edges, strict=True)) if edge in windows]
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`rows` keys: the columns of the plain ones, and, if a window was named for each, its start and end."""
+
+    columns: list[pa.Array]
+    edges: list[pa.Array]
+    rows: int
+    described: KeyColumns
+
+
+def asked(layout: Layout, keys: pa.RecordBatch) -> Asked:
+    """What to look for. Raises InvalidFlow for keys that are not all plain keys, or the full key, of their types."""
+    schema, plain = layout.key_schema, len(layout.spec.keys)
+    columns, types = keys.columns, layout.key_types
+    if len(columns) not in (plain, len(types)):
+        raise InvalidFlow(
+            "a lookup needs all plain keys, or the full key with its window", view=layout.spec.name,
+            given=keys.schema.names, key=schema.names,
+        )  # fmt: skip
+    try:
+        columns = [each if each.type == kind else each.cast(kind) for each, kind in zip(columns, types, strict=False)]
+    except pa.ArrowException as error:
+        raise InvalidFlow(
+            "these keys are not of the view's key types", view=layout.spec.name, given=str(keys.schema), key=str(schema)
+        ) from error
+    rows = keys.num_rows
+    return Asked(columns[:plain], columns[plain:], rows, KeyColumns.of(columns[:plain], rows))
+
+
+def in_windows(keys: Asked, windows: Windows) -> tuple[Asked, Int64s]:
+    """One key for each window to look in, with the window's number: that which was named, if there is one, or else all, by start."""
+    if keys.edges:
+        edges = [key_array(each)[1].to_pylist() for each in _integers(keys.edges)]
+        ids = windows.ids
+        known = [(row, ids[edge]) for row, edge in enumerate(zip(*edges, strict=True)) if edge in ids]
         pairs = np.array(known, np.int64).reshape(-1, 2)
-        return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
-    ids = np.array([windows[edge] for edge in sorted(windows)], np.int64)
-    return np.repeat(np.arange(rows), len(ids)), np.tile(ids, rows)
+        rows, numbers = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+    elif len(windows.ids) == 1:
+        number = next(iter(windows.ids.values()))
+        return keys, np.full(keys.rows, number, np.int64) if number or keys.rows > 1 else _NO_WINDOW
+    else:
+        numbers = np.array([windows.ids[edge] for edge in sorted(windows.ids)], np.int64)
+        rows, numbers = np.repeat(np.arange(keys.rows), len(numbers)), np.tile(numbers, keys.rows)
+    columns = taken(keys.columns, rows, keys.rows)
+    return Asked(columns, [], len(rows), KeyColumns.of(columns, len(rows))), numbers
 
 
 def _integers(columns: list[pa.Array]) -> list[pa.Array]:
@@ -43,37 +83,66 @@ def taken(columns: list[pa.Array], places: Int64s, rows: int) -> list[pa.Array]:
     return [each.take(pa.array(places)) for each in columns]
 
 
+def found_places(slots: Int64s) -> Int64s:
+    """Where in `slots` the rows are that were found, each once, where it is first."""
+    places = np.empty(len(slots), np.int64)
+    if len(slots) == 1:
+        places[0] = 0
+        return places[: int(slots[0] >= 0)]
+    seen = np.zeros(1 << (2 * len(slots)).bit_length(), np.int64)
+    return places[: decode.first_places(slots, seen, places)]
+
+
 class Found:
-    """The state of some rows, gathered from their chunks."""
+    """The state of some rows, gathered from their chunks when it is made; it shares nothing with them. `keys` are their plain keys, of
+    which `places` were found, `windows` the numbers of their windows."""
 
-    def __init__(self, layout: Layout, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int) -> None:
-        self._layout, self._pointers, self._slots, self._shift = layout, pointers, slots, shift
+    def __init__(
+        self, layout: Layout, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int, keys: Asked, numbers: Int64s, windows: Windows
+    ) -> None:  # fmt: skip
+        self._layout, self._keys, self._places = layout, keys, found_places(slots)
+        self.rows = rows = len(self._places)
+        at = self._places
+        if rows < len(slots):
+            slots = slots[at]
+        self._begins = begins = layout.offsets(1 << rows.bit_length())
+        memory = np.empty(begins[-1], np.uint8)
+        decode.gather_rows(pointers, layout.widths, np.array(begins), slots, shift, memory)
+        self._memory = pa.py_buffer(memory)
+        # Texts lie elsewhere, and the writer moves them.
+        self._texts = {column: self._text(column, flags) for column, flags in layout.cells} if layout.cells else {}
+        self._edges = None if layout.spec.window is None else _edges(numbers[at], windows)
 
-    def results(self, keys: list[pa.Array], windows: list[tuple[int, int]]) -> pa.RecordBatch:
-        """Result rows, given the plain keys, and the start and end of the window, of each."""
-        layout, rows = self._layout, len(self._slots)
-        arrays = list(keys)
-        if layout.spec.window is not None:
-            edges = np.array(windows, np.int64).reshape(-1, 2)
-            arrays += [layout.time_array(np.ascontiguousarray(edges[:, side])) for side in (0, 1)]
-        for each in layout.visible:
-            arrays.append(layout.result(each, self.reader(each), arrays[: len(layout.key_schema)], rows))
-        return pa.RecordBatch.from_arrays(arrays, schema=layout.schema)
+    def results(self) -> pa.RecordBatch:
+        """Result rows. Raises InvalidFlow for a result that does not fit its type."""
+        layout, rows = self._layout, self.rows
+        arrays = taken(self._keys.columns, self._places, self._keys.rows)
+        if self._edges is not None:
+            arrays = [*arrays, *(layout.time_array(np.ascontiguousarray(self._edges[:, side])) for side in (0, 1))]
+        results = [layout.result(each, self.reader(each), arrays, rows) for each in layout.visible]
+        return pa.RecordBatch.from_arrays([*arrays, *results], schema=layout.schema)
 
     def reader(self, each: Aggregate) -> Read:
-        return lambda place: self._read(each, place)
+        return lambda place: self._read(each.first + place)
 
-    def _read(self, each: Aggregate, place: int) -> Any:
-        width = each.columns[place].width
-        values = self._gather(each.first + place, width)
-        if each.columns[place].type == CELL:
-            return cell_values(values.view(np.uint64), self._gather(each.first, 1))
-        return pa.py_buffer(values)
+    def _read(self, column: int) -> Any:
+        return self._texts[column] if column in self._texts else self._column(column)
 
-    def _gather(self, column: int, width: int) -> npt.NDArray[np.uint8]:
-        values = np.empty(len(self._slots) * width, np.uint8)
-        if width == 1:
-            decode.gather_flags(self._pointers[column], self._slots, self._shift, values)
-        else:
-            decode.gather_cells(self._pointers[column], self._slots, self._shift, width // 8, values.view(np.uint64))
-        return values
+    def _column(self, column: int) -> pa.Buffer:
+        return self._memory.slice(self._begins[column], self._layout.sizes[column] * self.rows)
+
+    def _text(self, column: int, flags: int) -> Any:
+        assert self._layout.columns[column].type == CELL
+        cells = np.frombuffer(self._column(column), np.uint64)
+        return cell_values(cells, np.frombuffer(self._column(flags), np.uint8))
+
+
+def _edges(numbers: Int64s, windows: Windows) -> Int64s:
+    """Start and end of the windows of these numbers."""
+    known = windows.by_id
+    if len(numbers) <= len(known):
+        return np.array([(known[each].start, known[each].end) for each in numbers.tolist()], np.int64).reshape(-1, 2)
+    edges = np.zeros((max(known) + 1, 2), np.int64)
+    for number, each in known.items():
+        edges[number] = each.start, each.end
+    return edges[numbers]

@@ -24,7 +24,7 @@ from flowstate.state.chunk import Keys, Layout, Stored
 from flowstate.state.index import Index
 from flowstate.state.kernels import decode, fold
 from flowstate.state.kernels import index as kernels
-from flowstate.state.lookup import Found, found_rows, taken
+from flowstate.state.lookup import Asked, Found, asked, in_windows
 from flowstate.state.pieces import Pieces, pieces_of
 from flowstate.state.view import TableView, micros_per
 from flowstate.state.windows import Window, Windows, doubled
@@ -356,36 +356,18 @@ class KeyedTable:
     def lookup(self, keys: pa.RecordBatch) -> pa.RecordBatch:
         """Result rows of the given keys: all plain keys, for all their windows, or the full key. By key in the order given, then
         window; unknown keys give no row, and a key that is given twice gives its rows once. Holds no chunk."""
-        schema, plain = self._layout.key_schema, len(self.spec.keys)
-        if keys.num_columns not in (plain, len(schema)):
-            raise InvalidFlow(
-                "a lookup needs all plain keys, or the full key with its window", view=self.spec.name,
-                given=keys.schema.names, key=schema.names,
-            )  # fmt: skip
-        try:
-            columns = [
-                column if column.type == kind else column.cast(kind)
-                for column, kind in zip(keys.columns, schema.types, strict=False)
-            ]
-        except pa.ArrowException as error:
-            raise InvalidFlow(
-                "these keys are not of the view's key types",
-                view=self.spec.name,
-                given=str(keys.schema),
-                key=str(schema),
-            ) from error
-        rows, windows = found_rows(columns, plain, keys.num_rows, self._windows.ids)
-        columns = taken(columns[:plain], rows, keys.num_rows)
-        self._room(len(rows))
-        slots = self._locate(KeyColumns.of(columns, len(rows)), windows, None, insert=False).copy()
-        if len(slots) == 1:
-            places = np.flatnonzero(slots >= 0)
-        else:
-            _, firsts = np.unique(slots, return_index=True)
-            places = np.sort(firsts[slots[firsts] >= 0])
-        edges = [(each.start, each.end) for each in map(self._windows.by_id.__getitem__, windows[places].tolist())]
-        found = Found(self._layout, self._pointers, slots[places], self._shift)
-        return found.results(taken(columns, places, len(slots)), edges)
+        return self.find(self.asked(keys)).results()
+
+    def asked(self, keys: pa.RecordBatch) -> Asked:
+        """The first step of a `lookup`: needs nothing of the rows."""
+        return asked(self._layout, keys)
+
+    def find(self, keys: Asked) -> Found:
+        """The second: the state of the rows of `keys`, copied. What is found can be made into rows while others write."""
+        keys, windows = in_windows(keys, self._windows)
+        self._room(keys.rows)
+        slots = self._locate(keys.described, windows, None, insert=False)
+        return Found(self._layout, self._pointers, slots, self._shift, keys, windows, self._windows)
 
     # -- windows ---------------------------------------------------------------------------------------------------------------
 

@@ -68,7 +68,8 @@ def warm_up() -> None:
     other.restore([each.state() for each in table.view().chunks], lambda hashes: np.ones(len(hashes), np.bool_))
     for _ in other.view().batches():
         pass
-    other.lookup(batch.select(names).slice(0, 1))
+    for count in (1, 2):
+        other.lookup(batch.select(names).slice(0, count))
     other.apply(batch.slice(1))
     other.expire(1)
     for kind in (pa.string(), pa.int64()):

@@ -6,6 +6,7 @@ client in any language can read how fresh it is.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pyarrow as pa
 from flowstate.plan.position import Place
 
 METADATA_KEY = b"flowstate.answer"
+_text = functools.lru_cache(4096)(json.dumps)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class PartitionAnswer:
     as_of: float
     origin: Literal["live", "saved"]
     snapshot: int | None = None
+
+    def to_json(self) -> str:
+        position = ", ".join(
+            f"{_text(split)}: [{offset}, {floors}]" for split, (offset, floors) in self.position.items()
+        )
+        return (
+            f'{{"partition": {self.partition}, "epoch": {self.epoch}, "position": {{{position}}}, "watermark": {self.watermark}, '
+            f'"as_of": {self.as_of}, "origin": "{self.origin}", "snapshot": {_text(self.snapshot)}}}'
+        )
 
 
 @dataclass(frozen=True)
@@ -56,10 +67,18 @@ class Answer:
 
     def attach(self, schema: pa.Schema) -> pa.Schema:
         """`schema` with this answer in its metadata."""
-        return schema.with_metadata({**(schema.metadata or {}), METADATA_KEY: json.dumps(self.to_data()).encode()})
+        return schema.with_metadata({**(schema.metadata or {}), METADATA_KEY: self.to_json()})
+
+    def to_json(self) -> str:
+        """`to_data` as JSON. By hand, since every lookup pays it: `json.dumps` takes three times as long."""
+        parts = ", ".join([each.to_json() for each in self.parts])
+        consistent = "true" if self.consistent else "false"
+        return (
+            f'{{"job": {_text(self.job)}, "view": {_text(self.view)}, "parts": [{parts}], "consistent": {consistent}}}'
+        )
 
     def to_data(self) -> dict[str, object]:
-        """Plain data for JSON. By hand, since `dataclasses.asdict` takes ten times as long and every lookup pays it."""
+        """Plain data for JSON."""
         parts = [{**vars(part), "position": dict(part.position)} for part in self.parts]
         return {"job": self.job, "view": self.view, "parts": parts, "consistent": self.consistent}
 

@@ -76,20 +76,55 @@ def gather_bytes(begins, sizes, target):
 
 
 @kernel
-def gather_cells(pointers, slots, shift, words, values):
-    """Copy the rows `slots` of a column of `words` words each out of its chunks."""
+def gather_rows(pointers, widths, begins, slots, shift, target):
+    """Copy the rows `slots` of every state column out of its chunks: of column c, `widths[c]` bytes each, to `begins[c]` of `target`."""
     mask = (1 << shift) - 1
-    for index in range(slots.shape[0]):
-        slot = slots[index]
-        source = pointers[slot >> shift] + U((slot & mask) * words * 8)
-        for word in range(words):
-            values[index * words + word] = load(source + U(8 * word))
+    for column in range(widths.shape[0]):
+        width = widths[column]
+        to = U(target.ctypes.data) + U(begins[column])
+        for index in range(slots.shape[0]):
+            slot = slots[index]
+            source = pointers[column, slot >> shift] + U((slot & mask) * width)
+            if width == 1:
+                store_byte(to, load_byte(source))
+            else:
+                for word in range(width >> 3):
+                    store(to + U(word << 3), load(source + U(word << 3)))
+            to += U(width)
 
 
 @kernel
-def gather_flags(pointers, slots, shift, values):
-    """`gather_cells` of a column of one byte each."""
-    mask = (1 << shift) - 1
-    for index in range(slots.shape[0]):
-        slot = slots[index]
-        values[index] = load_byte(pointers[slot >> shift] + U(slot & mask))
+def first_places(slots, seen, places):
+    """The places of the rows that were found (not -1), of each row the first. `seen` is zero, a power of two of more words than there are
+    slots. Returns how many."""
+    count, mask = 0, seen.shape[0] - 1
+    for place in range(slots.shape[0]):
+        slot = slots[place]
+        if slot < 0:
+            continue
+        at = np.int64((U(slot) * U(0x9E3779B97F4A7C15)) >> U(32)) & mask
+        while seen[at] != 0 and seen[at] != slot + 1:
+            at = (at + 1) & mask
+        if seen[at] == 0:
+            seen[at] = slot + 1
+            places[count] = place
+            count += 1
+    return count
+
+
+@kernel
+def narrow(address, least, most, values):
+    """Sums of two words each, at `address`, as single ones, if they are between `least` and `most`. Signed if `least` is negative: then `most` is that of
+    the signed type. Returns the first row that does not fit, or -1."""
+    signed = least < 0
+    for row in range(values.shape[0]):
+        at = U(address) + U(row << 4)
+        low, high = load(at), load(at + U(8))
+        values[row] = low
+        value = np.int64(low)
+        if signed:
+            if np.int64(high) != value >> 63 or value < least or value > np.int64(most):
+                return row
+        elif high != U(0) or low > most:
+            return row
+    return -1
