@@ -6,7 +6,6 @@ Sums are two or four little-endian words, which is how Arrow lays decimals out, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt

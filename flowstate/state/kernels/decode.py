@@ -114,8 +114,8 @@ def first_places(slots, seen, places):
 
 @kernel
 def narrow(address, least, most, values):
-    """Sums of two words each, at `address`, as single ones, if they are between `least` and `most`. Signed if `least` is negative: then `most` is that of
-    the signed type. Returns the first row that does not fit, or -1."""
+    """Sums of two words each, at `address`, as single ones, if they are between `least` and `most`. Signed if `least` is negative: then
+    `most` is that of the signed type. Returns the first row that does not fit, or -1."""
     signed = least < 0
     for row in range(values.shape[0]):
         at = U(address) + U(row << 4)
