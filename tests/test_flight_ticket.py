@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from flowstate.errors import InvalidFlow
 from flowstate.plan.position import Place
-from flowstate.view.freshness import Freshness
-from flowstate_flight.ticket import LONGEST_WAIT, MAX_TICKET_BYTES, Ticket, read_keys, write_keys
+from flowstate.view.freshness import LONGEST_WAIT, Freshness
+from flowstate_flight.ticket import MAX_TICKET_BYTES, Ticket, read_keys, write_keys
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 numbers = st.integers(0, 2**31 - 1)

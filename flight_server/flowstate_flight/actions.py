@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from flowstate.errors import InvalidFlow
+from flowstate.view.freshness import wait_of
 from flowstate_flight.keys import hash_probe
-from flowstate_flight.ticket import read_json, wait_of
+from flowstate_flight.ticket import read_json
 
 #: Seconds for a cut of which nobody said how long it may take.
 CUT_TIMEOUT = 5.0

@@ -27,7 +27,7 @@ from flowstate.view.freshness import LATEST, Freshness, behind, missing
 from flowstate.view.saved import SavedStates
 from flowstate_flight.actions import CUT_TIMEOUT
 from flowstate_flight.changes import Changes
-from flowstate_flight.exchange_call import WAITING, StreamBroken
+from flowstate_flight.exchange_call import StreamBroken, waiting
 from flowstate_flight.expression import DecodedFilter, encode_filter
 from flowstate_flight.gathering import Gathering, Reading
 from flowstate_flight.key_filter import allowed_keys
@@ -37,7 +37,7 @@ from flowstate_flight.pool import Pool
 from flowstate_flight.requests import Requests
 from flowstate_flight.routing import DirectorySource, Routing
 from flowstate_flight.subscribing import columns_of
-from flowstate_flight.ticket import LONGEST_WAIT, Ticket, write_keys
+from flowstate_flight.ticket import Ticket, write_keys
 
 Opened = tuple[pa.Schema, Iterator[pa.RecordBatch], Callable[[], None]]
 Found = tuple[pa.RecordBatch, Answer]
@@ -145,8 +145,10 @@ class FlightReader:
             lacking = missing(fresh.at_least, {split: Place(*place) for split, place in made["position"].items()})
             if not lacking:
                 return Freshness(cut=made["cut"], once=True)
-            waited = self._clock.monotonic() - begun
-            if waited >= patience or self._reading.closing.wait(min(0.05, patience - waited)):
+            waited, longest = self._clock.monotonic() - begun, patience
+            if fresh.wait is not None:
+                longest = min(fresh.wait, patience)
+            if waited >= longest or self._reading.closing.wait(min(0.05, longest - waited)):
                 raise behind(None, lacking, waited)
 
     def keep_cut(self, made: Mapping[str, Any]) -> None:
@@ -206,9 +208,10 @@ class FlightReader:
             return _among(self.scan(view, names, partitions=chosen, fresh=fresh), batch).select(schema.names)
         if batch.num_rows == 0:
             return schema.remove_metadata().empty_table()
+        begun = self._clock.monotonic()
 
         def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch, timeout: float) -> Found:
-            found = self._lookup_once(directory, place, view, share, timeout, fresh)
+            found = self._lookup_once(directory, place, view, share, timeout, self._left(fresh, begun))
             self._check_age(found[1], fresh)
             return found
 
@@ -217,7 +220,8 @@ class FlightReader:
             return (rows if rows.schema.equals(whole) else rows.select(whole.names)), answer
 
         def through(job: str, gateway: str, timeout: float) -> Found:
-            asked = Ticket(job, view, keys=write_keys(batch), fresh=fresh)
+            wait = waiting(self._left(fresh, begun), timeout)
+            asked = Ticket(job, view, keys=write_keys(batch), fresh=fresh, wait=wait)
             return self._one_batch(self._open(PartitionInfo(0, 0, gateway), asked, timeout))
 
         whole = info.schema.remove_metadata()
@@ -341,8 +345,10 @@ class FlightReader:
             text = partial.text if partial is not None else None
             return Ticket(directory.job, view, number, tuple(wanted), encoded, asked, inner, fresh, wait, epoch, text)
 
+        begun = self._clock.monotonic()
+
         def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch | None, timeout: float) -> Opened:
-            wait = waiting(fresh, timeout)
+            wait = waiting(self._left(fresh, begun), timeout)
             opened = self._open(place, ticket(directory, place.partition, share, place.epoch, wait), timeout)
             try:
                 self._check_age(Answer.of(opened[0]), fresh)
@@ -364,7 +370,8 @@ class FlightReader:
         def through(job: str, gateway: str, timeout: float) -> Opened:
             if partial is not None:
                 raise InvalidFlow("a gateway computes no parts of queries; ask for the rows")
-            asked = Ticket(job, view, None, tuple(wanted), encoded, limit=inner, fresh=fresh)
+            wait = waiting(self._left(fresh, begun), timeout)
+            asked = Ticket(job, view, None, tuple(wanted), encoded, limit=inner, fresh=fresh, wait=wait)
             return self._open(PartitionInfo(0, 0, gateway), asked, timeout)
 
         opened: list[Opened] = Gathering(
@@ -445,6 +452,12 @@ class FlightReader:
                 facts = {"age": round(age, 3), "max_age": fresh.max_age, "missed_by": round(age - fresh.max_age, 3)}
                 raise Behind(message, retry_after=1.0, **facts)
 
+    def _left(self, fresh: Freshness, begun: float) -> Freshness:
+        """`fresh` with what is left of its `wait`, for a read that has begun then."""
+        if fresh.wait is None:
+            return fresh
+        return fresh.within(max(0.0, fresh.wait - (self._clock.monotonic() - begun)))
+
     def _columns(self, info: ViewInfo, columns: Sequence[str] | None) -> pa.Schema:
         if columns is None:
             return info.schema
@@ -510,11 +523,6 @@ class FlightReader:
                 stream.patience = self._reading.timeout
                 return stream.schema, chain(held, batches), stream.cancel
         return stream.schema, iter(held), _nothing
-
-
-def waiting(fresh: Freshness, timeout: float) -> float | None:
-    """Seconds that a partition may wait for what `fresh` asks, so that its answer still comes within `timeout`."""
-    return min(WAITING * timeout, LONGEST_WAIT) if fresh.at_least else None
 
 
 def _as_expected(opened: Sequence[Opened], partial: Partial) -> pa.Schema:

@@ -17,12 +17,19 @@ from pyarrow import flight
 from flowstate.clock import Clock
 from flowstate.errors import FlowstateError, InternalError, Unavailable
 from flowstate.view.answer import Answer, answer_of_data
-from flowstate.view.freshness import LATEST, Freshness
+from flowstate.view.freshness import LATEST, LONGEST_WAIT, Freshness
 from flowstate_flight.fault import from_flight, rebuild
-from flowstate_flight.ticket import LONGEST_WAIT
 
 #: The part of an attempt's time for which a partition may wait for what is asked of it, so that its answer still arrives.
 WAITING = 0.8
+
+
+def waiting(fresh: Freshness, timeout: float) -> float | None:
+    """Seconds that a partition may wait for what `fresh` asks, so that its answer still comes within `timeout`."""
+    if not fresh.at_least:
+        return None
+    longest = min(WAITING * timeout, LONGEST_WAIT)
+    return longest if fresh.wait is None else min(longest, fresh.wait)
 
 
 class StreamBroken(Unavailable):
@@ -61,7 +68,7 @@ class ExchangeCall:
         self._number += 1
         asked: dict[str, Any] = {"partition": partition, "id": self._number, "epoch": epoch}
         if fresh is not LATEST:
-            asked |= {"fresh": fresh.to_data(), "wait": min(WAITING * patience, LONGEST_WAIT)}
+            asked |= {"fresh": fresh.to_data(), "wait": waiting(fresh, patience)}
         with self._watchdog.watch(self, patience):
             try:
                 self._writer.write_with_metadata(keys, json.dumps(asked).encode())

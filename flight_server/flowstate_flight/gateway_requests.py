@@ -13,6 +13,7 @@ from flowstate.errors import InternalError, InvalidFlow
 from flowstate.view.answer import Answer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, ViewInfo
+from flowstate.view.freshness import Freshness, wait_of
 from flowstate.view.rights import ANYBODY, Principal
 from flowstate_flight.actions import GATEWAY
 from flowstate_flight.answering import shape
@@ -57,28 +58,26 @@ class GatewayRequests(Requests):
         if ticket.changes:
             return told_by(self.reader, view, ticket)
         schema = view.schema if ticket.columns is None else chosen(view.name, view.schema, ticket.columns)
-        schema = schema.remove_metadata()
+        schema, fresh = schema.remove_metadata(), ticket.fresh.within(ticket.wait)
         condition = decode_filter(ticket.filter, view.schema) if ticket.filter is not None else None
         if ticket.keys is None and self._who.rows(view.name) is None:
-            stream = self._whole.scan_reader(view.name, schema.names, condition, None, ticket.limit, ticket.fresh)
+            stream = self._whole.scan_reader(view.name, schema.names, condition, None, ticket.limit, fresh)
             return stream.schema, iter(stream)
         columns = columns_to_read(schema.names, condition)
         if ticket.keys is not None:
-            found = self.reader.lookup(
-                view.name, self.checked_keys(view, read_keys(ticket.keys)), columns, ticket.fresh
-            )
+            found = self.reader.lookup(view.name, self.checked_keys(view, read_keys(ticket.keys)), columns, fresh)
             batches = iter(found.to_batches())
         else:  # what may be seen comes first, and then what was asked of it
-            found = self.reader.scan_reader(view.name, columns, None, None, None, ticket.fresh)
+            found = self.reader.scan_reader(view.name, columns, None, None, None, fresh)
             batches = iter(found)
         return self._answer(found.schema, view).attach(schema), shape(batches, schema, condition, ticket.limit)
 
     def lookups(self, command: dict[str, Any]) -> LookupStream:
         return _Lookups(self, command)
 
-    def lookup(self, view: str, keys: pa.RecordBatch, fresh: object) -> tuple[pa.RecordBatch, Answer]:
+    def lookup(self, view: str, keys: pa.RecordBatch, fresh: Freshness) -> tuple[pa.RecordBatch, Answer]:
         """The rows of `keys`, wherever they are."""
-        table = self.reader.lookup(view, keys, None, freshness_of(fresh))
+        table = self.reader.lookup(view, keys, None, fresh)
         answer = self._answer(table.schema, self.reader.info(view))
         schema = table.schema.remove_metadata()
         found = table.combine_chunks().to_batches()
@@ -117,13 +116,14 @@ class _Lookups(LookupStream):
 
     _requests: GatewayRequests
 
-    def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, dict[str, object]]:
+    def answer(self, asked: dict[str, Any], keys: pa.RecordBatch | None) -> tuple[pa.RecordBatch, str]:
         if keys is None or not {"partition", "epoch"}.isdisjoint(asked):
             raise InvalidFlow(
-                'a message to a gateway is a batch of keys with the metadata {"id": any, "fresh"?: {...}}'
+                'a message to a gateway is a batch of keys with the metadata {"id": any, "fresh"?: {...}, "wait"?: seconds}'
             )
         self._check(keys)
-        rows, answer = self._requests.lookup(self._view, keys, asked.get("fresh"))
+        fresh = freshness_of(asked.get("fresh")).within(wait_of(asked.get("wait")))
+        rows, answer = self._requests.lookup(self._view, keys, fresh)
         if rows.schema != self.schema:
             raise InternalError("a view has changed; begin another exchange", view=self._view)
-        return rows, answer.to_data()
+        return rows, answer.to_json()

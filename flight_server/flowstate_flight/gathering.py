@@ -155,6 +155,7 @@ class Gathering(Generic[Part, Share]):
         reading = self._reading
         directory = reading.routing.current()
         deadline = reading.clock.monotonic() + reading.patience
+        late = deadline if self._fresh.wait is None else deadline - reading.patience + self._fresh.wait
         if self._fresh.snapshot is not None:
             if reading.saved is None and (part := self._of_gateway(directory, deadline)) is not None:
                 return [part]
@@ -177,8 +178,13 @@ class Gathering(Generic[Part, Share]):
                     self._drop_all(done)
                     return [part]
                 left = deadline - reading.clock.monotonic()
+                behind = [number for number in wanted if number in self._behind and number not in done]
+                if behind:
+                    left = min(left, late - reading.clock.monotonic())
+                elif self._fresh.wait is not None:  # to hear that it is away, or to read what it saved, takes longer
+                    left = min(left, late + 2 * reading.grace - reading.clock.monotonic())
                 if left <= 0 or reading.closing.wait(min(pause, left)):
-                    raise self._refusal(next(number for number in wanted if number not in done))
+                    raise self._refusal(next(number for number in behind or wanted if number not in done))
                 pause = min(1.5 * pause, LONGEST_PAUSE)
                 directory = self._next(directory, done)
         except BaseException:
@@ -332,7 +338,8 @@ class Gathering(Generic[Part, Share]):
         reading = self._reading
         if (late := self._behind.get(number)) is not None:
             known = {name: value for name, value in late.facts.items() if name not in ("retry_after", "waited")}
-            return Behind(late.message, retry_after=late.retry_after, **known, waited=reading.patience)
+            waited = min(reading.patience, math.inf if self._fresh.wait is None else self._fresh.wait)
+            return Behind(late.message, retry_after=late.retry_after, **known, waited=waited)
         away = reading.presence.away(number, reading.clock.monotonic())
         error = away.error if away is not None else self._failed[number][1] if number in self._failed else None
         message = "a partition did not answer in time; it may be recovering"

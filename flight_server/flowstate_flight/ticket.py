@@ -3,8 +3,8 @@
 A ticket is ``{"v": 1, "job", "view", "partition", "columns"?, "filter"?, "keys"?, "limit"?, "fresh"?, "wait"?, "epoch"?, "partial"?,
 "changes"?, "resume"?}``. `filter` is base64 of a Substrait extended expression, whose base schema names the columns it reads; `keys` is
 base64 of an Arrow IPC stream with one batch of keys; `fresh` is the JSON of a `flowstate.view.freshness.Freshness`, and `wait` the seconds
-for which it may be waited for; `partial` is the text of a question (module `partial`) that is answered in place of the rows. With
-``"changes": true`` the stream stays open and tells what changes (`flowstate.view.changes`, module `subscribing`); `resume` is what a
+for which its `at_least` may be waited for; `partial` is the text of a question (module `partial`) that is answered in place of the rows.
+With ``"changes": true`` the stream stays open and tells what changes (`flowstate.view.changes`, module `subscribing`); `resume` is what a
 position said that was told before: an object from a partition, a text from a gateway. A command (of a descriptor or an exchange) is a
 ticket without its partition.
 """
@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from flowstate.errors import InvalidFlow
-from flowstate.view.freshness import LATEST, Freshness, checked
+from flowstate.view.freshness import LATEST, Freshness, checked, wait_of
 
 MAX_TICKET_BYTES = 4 << 20
 MAX_COLUMNS = 10_000
@@ -32,8 +32,6 @@ _FIELDS = frozenset(
     | {"changes", "resume"}
 )
 _FRESH = frozenset({"max_age", "at_least", "consistent", "snapshot", "cut", "once"})
-#: Seconds for which a request waits at most for what it asks.
-LONGEST_WAIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -132,15 +130,6 @@ def freshness_of(data: object) -> Freshness:
     if not isinstance(data, Mapping) or set(data) - _FRESH:
         raise InvalidFlow("'fresh' is a JSON object with max_age, at_least, consistent, snapshot, or cut and once")
     return checked(**data)
-
-
-def wait_of(value: object) -> float | None:
-    """Seconds that a client is ready to wait, if it said so. Raises InvalidFlow."""
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LONGEST_WAIT:
-        raise InvalidFlow(f"'wait' is a number of seconds, at most {LONGEST_WAIT:.0f}")
-    return float(value)
 
 
 def write_keys(keys: pa.RecordBatch) -> bytes:

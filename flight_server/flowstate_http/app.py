@@ -8,7 +8,7 @@
 * ``POST /sql`` with ``{"query", "params"?, "fresh"?}``.
 
 Rows are JSON, or an Arrow IPC stream if the header ``Accept`` names it. Freshness is said by ``max_age``, ``at_least`` (JSON),
-``consistent=true`` and ``snapshot`` (`flowstate.view.freshness`). A bearer token says who asks, where an access is given.
+``wait``, ``consistent=true`` and ``snapshot`` (`flowstate.view.freshness`). A bearer token says who asks, where an access is given.
 
 Errors are ``{"error": {"kind", "message", "facts"}}``: 400 for what has to be mended, 401 without a credential, 403 without the right to an
 action, 404 for a view or key that is not there (or not there for who asks), 503 with ``Retry-After`` for what will be there again.

@@ -18,7 +18,7 @@ from flowstate.view.freshness import Freshness, checked
 from flowstate_flight.ticket import MAX_COLUMNS, MAX_TICKET_BYTES, name_of
 
 MAX_BODY = MAX_TICKET_BYTES
-FRESH = ("max_age", "at_least", "consistent", "snapshot")
+FRESH = ("max_age", "at_least", "consistent", "snapshot", "wait")
 
 
 class Refused(FlowstateError):
@@ -67,14 +67,15 @@ class Query:
         return names
 
     def fresh(self) -> Freshness:
-        """``max_age`` in seconds, ``at_least`` as JSON, ``consistent=true``, ``snapshot`` as a number."""
+        """``max_age`` and ``wait`` in seconds, ``at_least`` as JSON, ``consistent=true``, ``snapshot`` as a number."""
         asked: dict[str, Any] = {}
-        text = self._given.get("max_age")
-        if text is not None:
-            try:
-                asked["max_age"] = float(text)
-            except ValueError:
-                raise InvalidFlow("max_age is a number of seconds") from None
+        for name in ("max_age", "wait"):
+            text = self._given.get(name)
+            if text is not None:
+                try:
+                    asked[name] = float(text)
+                except ValueError:
+                    raise InvalidFlow(f"{name} is a number of seconds") from None
         text = self._given.get("at_least")
         if text is not None:
             asked["at_least"] = read_json(text, "at_least")

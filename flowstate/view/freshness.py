@@ -8,6 +8,8 @@ longer than the read's patience, and nothing is ever quietly older than was aske
 * ``at_least``: every part of the answer has applied its splits at least to these places: read your own writes. `Behind` if it has not
   come so far in time. Whoever wrote a record at offset n of split s asks for ``{s: n + 1}``. A split may be named by the end of its name
   (Kafka: ``"topic/3"``), where that is enough to tell it from others.
+* ``wait``: seconds for which ``at_least`` may be waited for, instead of the reader's patience and never longer than that; 0 asks for what
+  is there. A partition that does not answer at all is looked for besides, before its saved state is read or the read is refused.
 * ``consistent``: all parts at one position, made now: fresh and consistent. One cut serves all that one read sees.
 * ``snapshot``: the number of a saved cut: everything as it was then, also long after.
 
@@ -18,7 +20,7 @@ else is asked of it. `once` says that it was made for one read: it makes room fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from flowstate.errors import Behind, InvalidFlow
@@ -28,6 +30,8 @@ from flowstate.plan.position import Place
 MAX_SPLITS = 10_000
 #: Seconds; an age beyond that is any age.
 LONGEST_AGE = 1e15
+#: Seconds for which a request waits at most for what it asks.
+LONGEST_WAIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,14 @@ class Freshness:
     snapshot: int | None = None
     cut: int | None = None
     once: bool = False
+    wait: float | None = None
+
+    def within(self, wait: float | None) -> Freshness:
+        """The same with another `wait`; where nothing can be waited for, there is none."""
+        return self if not self.at_least or wait == self.wait else replace(self, wait=wait)
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for JSON, without what is not asked for; `checked` reads it."""
+        """Plain data for JSON, without what is not asked for; `checked` reads it. `wait` is told beside it, by a ticket."""
         data: dict[str, Any] = {}
         if self.max_age is not None:
             data["max_age"] = self.max_age
@@ -67,6 +76,7 @@ class Asked(TypedDict, total=False):
     at_least: Mapping[str, int | tuple[int, int] | Place] | None
     consistent: bool
     snapshot: int | None
+    wait: float | None
 
 
 def refined(base: Freshness, asked: Asked) -> Freshness:
@@ -74,7 +84,7 @@ def refined(base: Freshness, asked: Asked) -> Freshness:
     if not asked:
         return base
     given: dict[str, Any] = {
-        name: getattr(base, name) for name in ("max_age", "at_least", "consistent", "snapshot", "cut", "once")
+        name: getattr(base, name) for name in ("max_age", "at_least", "consistent", "snapshot", "cut", "once", "wait")
     }
     return checked(**(given | asked))
 
@@ -86,6 +96,7 @@ def checked(
     snapshot: object = None,
     cut: object = None,
     once: object = False,
+    wait: object = None,
 ) -> Freshness:
     """A `Freshness` from what a person or a client gave. Places are ``(offset, floors)``, or plain offsets. Raises InvalidFlow."""
     if not isinstance(consistent, bool):
@@ -98,6 +109,7 @@ def checked(
     if not isinstance(once, bool) or (once and cut is None):
         raise InvalidFlow("once is True only for a cut that was made for one read", got=repr(once))
     fresh = Freshness(_age(max_age), _places(at_least), consistent, numbers["snapshot"], numbers["cut"], once)
+    fresh = fresh.within(wait_of(wait))
     fixed = [name for name in ("consistent", "snapshot", "cut") if getattr(fresh, name) not in (None, False)]
     if len(fixed) > 1 or (fixed and fixed != ["consistent"] and (fresh.at_least or fresh.max_age is not None)):
         message = "a snapshot has a position of its own; ask for it alone, or for a fresh one with consistent=True"
@@ -133,6 +145,15 @@ def _reached(position: Mapping[str, Place], split: str) -> Place | None:
         return exact
     named = [place for name, place in list(position.items()) if name.endswith("/" + split)]
     return named[0] if len(named) == 1 else None
+
+
+def wait_of(value: object) -> float | None:
+    """Seconds that somebody is ready to wait, if it was said. Raises InvalidFlow."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LONGEST_WAIT:
+        raise InvalidFlow(f"'wait' is a number of seconds, at most {LONGEST_WAIT:.0f}")
+    return float(value)
 
 
 def _age(max_age: object) -> float | None:

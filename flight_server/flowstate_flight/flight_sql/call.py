@@ -4,7 +4,7 @@ Drivers have no place for such wishes but the headers of a call (JDBC: propertie
 ``adbc.flight.sql.rpc.call_header.NAME``):
 
 * ``x-flowstate-max-age``: seconds; ``x-flowstate-at-least``: JSON like ``{"topic/0": 17}``; ``x-flowstate-consistent``: true or false;
-  ``x-flowstate-snapshot``: a number; see `flowstate.view.freshness`.
+  ``x-flowstate-snapshot``: a number; ``x-flowstate-wait``: seconds; see `flowstate.view.freshness`.
 * ``x-flowstate-timeout``: seconds for a query.
 * ``x-flowstate-timestamps: naive``: timestamps lose their zone and show the wall clock in UTC, for drivers that cannot read zones.
 """
@@ -26,7 +26,7 @@ from flowstate_flight.flight_sql.columns import PLAIN, Reads
 
 HEADERS = "flowstate-headers"
 _PREFIX = "x-flowstate-"
-_KNOWN = ("max-age", "at-least", "consistent", "snapshot", "timeout", "timestamps")
+_KNOWN = ("max-age", "at-least", "consistent", "snapshot", "wait", "timeout", "timestamps")
 
 
 class Call:
@@ -80,11 +80,13 @@ def read_headers(headers: Mapping[str, str]) -> tuple[Freshness, float | None, b
             asked["consistent"] = _truth(given["consistent"])
         if "snapshot" in given:
             asked["snapshot"] = int(given["snapshot"])
+        if "wait" in given:
+            asked["wait"] = float(given["wait"])
         timeout = float(given["timeout"]) if "timeout" in given else None
     except (ValueError, RecursionError):
         message = (
             f'headers are like {_PREFIX}max-age: 5, {_PREFIX}at-least: {{"topic/0": 17}}, {_PREFIX}consistent: true, '
-            f"{_PREFIX}snapshot: 3, {_PREFIX}timeout: 30"
+            f"{_PREFIX}snapshot: 3, {_PREFIX}wait: 0.5, {_PREFIX}timeout: 30"
         )
         raise InvalidFlow(message, got={name: value[:100] for name, value in given.items()}) from None
     if timeout is not None and not 0 < timeout < 1e6:
