@@ -110,7 +110,7 @@ def random_query(chance: random.Random) -> str:
         order = [str(at) for at in range(1, len(groups) + 1)]
         if chance.random() < 0.5:
             order = ["count(*) desc", *order]
-        query += " order by " + ", ".join(order)
+        query += " order by " + ("all" if chance.random() < 0.2 else ", ".join(order))
         if chance.random() < 0.6:
             query += f" limit {chance.randint(1, 5)}" + chance.choice(["", " offset 1"])
     return query
@@ -217,6 +217,8 @@ def test_what_is_not_split_says_why(harness: Harness, query: str, reason: str) -
         ),
         ("select DATA.customer as who, count(*) n from Data group by WHO having n > 1 order by n, who", None),
         ("from data select max(id)", None),
+        ("select left(customer, 1) as c, count(*), max(id) from data group by all order by all", None),
+        ("select number, sum(id) as id from data group by number order by all desc nulls last limit 2", None),
         ("select customer from data group by customer", None),
         ("select open, count(*) from data group by open order by count(*) desc, sum(id) nulls first", None),
         (

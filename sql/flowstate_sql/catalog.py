@@ -8,7 +8,7 @@ partitions or, where Substrait cannot carry it, here. So the answer is the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ import pyarrow.dataset
 from flowstate.view.answer import Answer
 from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import LATEST, Freshness
+from flowstate_sql.keyed import keyed
 
 
 class Reader(Protocol):
@@ -37,6 +38,15 @@ class Reader(Protocol):
     ) -> pa.RecordBatchReader: ...
 
     def moment(self, fresh: Freshness) -> Freshness: ...
+
+
+@runtime_checkable
+class KeyReader(Reader, Protocol):
+    """A reader that finds rows by their keys, too."""
+
+    def lookup(
+        self, view: str, keys: Any, columns: Sequence[str] | None = None, fresh: Freshness = LATEST
+    ) -> pa.Table: ...
 
 
 class LiveDataset(pyarrow.dataset.Dataset):
@@ -68,11 +78,28 @@ class LiveDataset(pyarrow.dataset.Dataset):
         names = list(columns) if columns is not None else None
         if names == []:
             names = self._info.schema.names[:1]  # only the number of rows is asked for
-        stream = self._reader.scan_reader(self._info.name, names, filter, fresh=self._fresh)
-        answer = Answer.of(stream.schema)
+        found = self._looked_up(names, filter) if filter is not None else None
+        if found is not None:
+            schema, stream = found.schema, found.to_reader()
+        else:
+            stream = self._reader.scan_reader(self._info.name, names, filter, fresh=self._fresh)
+            schema = stream.schema
+        answer = Answer.of(schema)
         if answer is not None:
             self._seen(self._info.name, answer)
         return stream
+
+    def _looked_up(self, names: Sequence[str] | None, filter: pc.Expression) -> pa.Table | None:
+        """The same as a scan, if the filter fixes the keys; None if it does not. A cut has no index."""
+        if self._fresh.cut is not None or self._fresh.consistent or not isinstance(self._reader, KeyReader):
+            return None
+        found = keyed(filter, self._info)
+        if found is None:
+            return None
+        if found.exact:
+            return self._reader.lookup(self._info.name, found.keys, names, self._fresh)
+        rows = self._reader.lookup(self._info.name, found.keys, None, self._fresh).filter(filter)
+        return rows if names is None else rows.select(list(names))
 
 
 class LiveScanner:

@@ -16,14 +16,14 @@ from flowstate.view.answer import Answer
 from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import LATEST, Asked, Freshness, refined
 from flowstate_sql.catalog import LiveDataset, Reader
-from flowstate_sql.explain import admitted, lines, ran
+from flowstate_sql.explain import How, admitted, lines, ran
 from flowstate_sql.locked import LOCKED
 from flowstate_sql.pushdown import named_tables, unknown_table
 from flowstate_sql.split import PARTS
 from flowstate_sql.syntax import chosen_values
 from flowstate_sql.tiers import Planner, ProbeDataset, Pushed, SplitPlan, SplitReader, named_values
 
-_NAMES_KEPT = 256
+_TEXTS_KEPT = 256
 
 
 class Session:
@@ -54,7 +54,7 @@ class Session:
             raise InvalidFlow(f"there is no time zone {time_zone!r}") from error
         self._connection.execute("set global lock_configuration = true")
         self._lock = threading.Lock()  # a DuckDB connection refuses a second thread
-        self._named: dict[str, set[str] | None] = {}
+        self._texts: dict[str, _Text] = {}
         self._planner = Planner(self._cursor, time_zone)
         self._last: _Query | None = None
 
@@ -73,17 +73,8 @@ class Session:
         """A relation over one SELECT; `params` are the values of ``$1`` or ``$name``. ``EXPLAIN select ...`` gives lines of text: who is
         asked for what (`explain`). Raises InvalidFlow."""
         fresh = refined(self._fresh, asked)
-        with self._lock:
-            cursor = self._connection.cursor()
-            try:
-                query, how = admitted(cursor, query)
-                if query not in self._named:
-                    if len(self._named) >= _NAMES_KEPT:
-                        self._named.clear()
-                    self._named[query] = named_tables(cursor, query)
-                named = self._named[query]
-            except duckdb.Error as error:
-                raise InvalidFlow(_text(error)) from error
+        cursor, text = self._read(query)
+        query, how, named = text.query, text.how, text.named
         views = self._reader.views()
         chosen = [view for view in views if named is None or view.lower() in named]
         if named is not None and named - {view.lower() for view in chosen}:
@@ -108,6 +99,22 @@ class Session:
         if relation is None:
             raise InvalidFlow("this statement gives no rows; ask with a SELECT")
         return relation
+
+    def _read(self, query: str) -> tuple[duckdb.DuckDBPyConnection, _Text]:
+        """A new cursor, and what the text tells. Raises InvalidFlow."""
+        with self._lock:
+            cursor = self._connection.cursor()
+            found = self._texts.get(query)
+            if found is None:
+                try:
+                    inner, how = admitted(cursor, query)
+                    found = _Text(inner, how, named_tables(cursor, inner))
+                except duckdb.Error as error:
+                    raise InvalidFlow(_text(error)) from error
+                if len(self._texts) >= _TEXTS_KEPT:
+                    self._texts.clear()
+                self._texts[query] = found
+        return cursor, found
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         with self._lock:
@@ -172,6 +179,15 @@ class Session:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What a text alone tells: the SELECT in it, what is to be done with that, and the names of its tables (see `named_tables`)."""
+
+    query: str
+    how: How
+    named: set[str] | None
 
 
 @dataclass(frozen=True)

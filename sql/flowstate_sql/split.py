@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowstate.view.directory import ViewInfo
-from flowstate_sql.syntax import ROWS, Node, NotSplit, Syntax, bare, column, named, nodes, parameters, replaced
+from flowstate_sql.syntax import (
+    ROWS,
+    Node,
+    NotSplit,
+    Syntax,
+    bare,
+    column,
+    is_order_by_all,
+    named,
+    nodes,
+    parameters,
+    replaced,
+)  # fmt: skip
 
 #: The table of the parts.
 PARTS = "__parts"
@@ -197,6 +209,8 @@ class _Splitting:
         def ordered(order: Node) -> Node:
             """An alias that is all of an expression of ORDER BY comes before a column."""
             expression = order["expression"]
+            if is_order_by_all(order):  # the merged query has the same columns
+                return order
             if expression["class"] == "COLUMN_REF" and expression["column_names"][0].lower() in self._aliases:
                 return order
             merged = replaced(expression, merge)

@@ -81,6 +81,16 @@ class StatementReader:
         past = self.past.get(view)
         return self._reader.asked(view if past is None else past.view, filter)
 
+    def lookup(self, view: str, keys: Any, columns: Sequence[str] | None = None, fresh: Freshness = LATEST) -> pa.Table:
+        view, fresh = self._place(view, fresh)
+        try:
+            found = self._reader.lookup(view, keys, columns, fresh)
+            self._check_running()
+        except FlowstateError as error:
+            self.trouble = error
+            raise
+        return found
+
     def partial_reader(
         self,
         view: str,
@@ -89,9 +99,7 @@ class StatementReader:
         filter: pc.Expression | None = None,
         fresh: Freshness = LATEST,
     ) -> pa.RecordBatchReader:
-        past = self.past.get(view)
-        if past is not None:
-            view, fresh = past.view, Freshness(snapshot=past.snapshot)
+        view, fresh = self._place(view, fresh)
         try:
             stream = self._reader.partial_reader(view, partial, columns, filter, fresh)
         except InvalidFlow:  # the rows are read instead
@@ -110,9 +118,7 @@ class StatementReader:
         limit: int | None = None,
         fresh: Freshness = LATEST,
     ) -> pa.RecordBatchReader:
-        past = self.past.get(view)
-        if past is not None:
-            view, fresh = past.view, Freshness(snapshot=past.snapshot)
+        view, fresh = self._place(view, fresh)
         try:
             stream = self._reader.scan_reader(view, columns, filter, partitions, limit, fresh)
         except FlowstateError as error:
@@ -120,11 +126,18 @@ class StatementReader:
             raise
         return pa.RecordBatchReader.from_batches(stream.schema, self._batches(stream))
 
+    def _place(self, view: str, fresh: Freshness) -> tuple[str, Freshness]:
+        past = self.past.get(view)
+        return (view, fresh) if past is None else (past.view, Freshness(snapshot=past.snapshot))
+
+    def _check_running(self) -> None:
+        if self._ended():  # never fewer rows without an error: somebody might take them for all
+            raise Unavailable("the query has ended", retry_after=1.0)
+
     def _batches(self, stream: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         try:
             for batch in stream:
-                if self._ended():  # never fewer rows without an error: somebody might take them for all
-                    raise Unavailable("the query has ended", retry_after=1.0)
+                self._check_running()
                 yield batch
         except FlowstateError as error:
             self.trouble = error

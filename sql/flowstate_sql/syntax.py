@@ -122,8 +122,10 @@ class Syntax:
                 raise NotSplit(
                     "it has DISTINCT" if modifier["type"] == "DISTINCT_MODIFIER" else "it has a LIMIT in percent"
                 )
-        parts = ("select_list", "where_clause", "group_expressions", "having", "modifiers")
-        for each in nodes([node[part] for part in parts]):
+        parts = [node[part] for part in ("select_list", "where_clause", "group_expressions", "having")]
+        orders = [order for each in node["modifiers"] for order in each.get("orders", ()) if not is_order_by_all(order)]
+        limits = [each for each in node["modifiers"] if each["type"] == "LIMIT_MODIFIER"]
+        for each in nodes([*parts, orders, limits]):
             if "class" in each:
                 self._check_expression(each)
             elif each.get("type") in ("SELECT_NODE", "BASE_TABLE"):
@@ -156,6 +158,14 @@ class Syntax:
         elif name not in self.scalars or node["filter"] or node["distinct"] or node["order_bys"]["orders"]:
             raise NotSplit(f"{name} is not computed in parts")
 
+    def check_grouped(self, node: Node) -> None:
+        """Raises NotSplit if a SELECT gives one row for each that it reads."""
+        handling = node["aggregate_handling"] == "STANDARD_HANDLING" and not node["group_expressions"]
+        if handling and not any(
+            map(self.is_aggregate, nodes([node["select_list"], node["having"], node["modifiers"]]))
+        ):
+            raise NotSplit("it has no aggregate")
+
     def is_aggregate(self, node: Node) -> bool:
         return node.get("class") == "FUNCTION" and node.get("function_name") in self.aggregates
 
@@ -171,6 +181,17 @@ def _functions() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(
         {name for name in plain - others - _GROWING - _UNSTEADY - REFUSED if not name.startswith("__")} | _MACROS
     ), frozenset(name for name, kind, _, _ in listed if kind == "aggregate")
+
+
+def is_order_by_all(order: Node) -> bool:
+    """Whether this is all of ``ORDER BY ALL``: by every column of the answer."""
+    expression = order["expression"]
+    rest = set(expression) - {"class", "type", "columns", *_PLACES}
+    return (
+        expression["class"] == "STAR"
+        and expression.get("columns") is True
+        and not any(expression[each] for each in rest)
+    )
 
 
 def nodes(tree: Any) -> Iterator[Node]:

@@ -136,6 +136,9 @@ class SystemReader:
             table = table.select(list(columns))
         return (table if limit is None else table.slice(0, limit)).to_reader()
 
+    def lookup(self, view: str, keys: Any, columns: Sequence[str] | None = None, fresh: Freshness = LATEST) -> pa.Table:
+        return self._reader.lookup(view, keys, columns, fresh)
+
     def partial_reader(
         self,
         view: str,

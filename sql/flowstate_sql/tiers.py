@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Protocol, runtime_checkable
 
 import duckdb
@@ -79,17 +80,22 @@ class Planner:
         """`cursor` gives a new one of the locked session."""
         self._cursor, self._time_zone = cursor, time_zone
         self._known: dict[tuple[Any, ...], SplitPlan | str] = {}
+        self._whole: dict[str, str] = {}  # texts that are not split, whatever they are asked with
 
     def plan(self, query: str, info: ViewInfo, values: Mapping[str, Any]) -> SplitPlan | str:
         """How `query`, over one view, is split; or why it is not."""
+        if (reason := self._whole.get(query)) is not None:
+            return reason
         cursor = self._cursor()
         try:
             key = (query, info.name, info.schema.remove_metadata(), _types_of(cursor, values))
-            if key not in self._known:
-                if len(self._known) >= _KEPT:
-                    self._known.clear()
-                self._known[key] = self._planned(cursor, query, info, values)
-            return self._known[key]
+            found = self._known.get(key)
+            if found is None:
+                for each in (self._known, self._whole):
+                    if len(each) >= _KEPT:
+                        each.clear()
+                found = self._known[key] = self._planned(cursor, query, info, values)
+            return found
         finally:
             cursor.close()
 
@@ -104,7 +110,12 @@ class Planner:
         try:
             syntax = Syntax(cursor)
             whole = syntax.tree(query)
-            syntax.check_select(whole)
+            try:
+                syntax.check_select(whole)
+                syntax.check_grouped(whole)
+            except NotSplit as reason:
+                self._whole[query] = str(reason)
+                raise
             cursor.register(info.name, empty)
             wanted = cursor.sql(query, params=dict(values) or None)
             cursor.register(ROWS, empty)
@@ -274,10 +285,13 @@ def named_values(params: Sequence[Any] | Mapping[str, Any] | None) -> dict[str, 
     return {str(at): value for at, value in enumerate(params, 1)}
 
 
-def _types_of(cursor: duckdb.DuckDBPyConnection, values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What DuckDB takes the values of parameters for."""
-    if not values:
-        return ()
+def _types_of(cursor: duckdb.DuckDBPyConnection, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What DuckDB takes the values of parameters for, or what tells that as well."""
+    if all(type(each) in (str, bool, int, float, NoneType) for each in values.values()):
+        return tuple(
+            (name, type(each), (each < 0, (each if each >= 0 else ~each).bit_length()) if type(each) is int else None)
+            for name, each in values.items()
+        )
     names = list(values)
     found = cursor.sql("select " + ", ".join(f"${at}" for at in range(1, len(names) + 1)), params=list(values.values()))
     return tuple(zip(names, (str(each) for each in found.types), strict=True))
