@@ -18,6 +18,10 @@ from flowstate.errors import Behind, CorruptData, Fenced, FlowstateError, Intern
 
 log = logging.getLogger("flowstate.flight")
 
+#: What the text of an error and its facts may weigh. gRPC carries them three times, and beyond 8 KiB the client hears of no error but that
+#: the call has failed.
+MESSAGE, FACTS = 1000, 600
+
 _KINDS: dict[str, type[FlowstateError]] = {
     each.__name__: each for each in (InvalidFlow, Behind, Unavailable, Moved, Fenced, CorruptData, InternalError)
 }
@@ -31,7 +35,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     """An error as plain data: ``{"kind", "message", "facts"}``. What is not ours is logged here and named only by its type."""
     if isinstance(error, FlowstateError):
         kind = next((each.__name__ for each in type(error).__mro__ if each.__name__ in _KINDS), "InternalError")
-        return {"kind": kind, "message": error.message, "facts": {key: _plain(it) for key, it in error.facts.items()}}
+        return {"kind": kind, "message": _cut(error.message, MESSAGE), "facts": _facts(error.facts)}
     log.error("a Flight handler failed", exc_info=error)
     message = "the server failed on this request; its log says why"
     return {"kind": "InternalError", "message": message, "facts": {"error": type(error).__name__}}
@@ -95,9 +99,42 @@ def from_flight(error: BaseException, **facts: object) -> FlowstateError:
     )
 
 
-def _plain(value: object) -> object:
-    if value is None or isinstance(value, bool | int | float | str):
+def _facts(facts: Mapping[str, object]) -> dict[str, object]:
+    """As plain data; the first ones, if they are too many."""
+    found, left = dict[str, object](), FACTS
+    for name, value in facts.items():
+        found[name] = _plain(value, left)
+        left -= len(name) + _weight(str(found[name]))
+        if left <= 0:
+            break
+    return found
+
+
+def _plain(value: object, most: int) -> object:
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        value = str(value)
+    if value is None or isinstance(value, bool | int | float):
         return value
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    return str(value)
+    if not isinstance(value, tuple | list):
+        return _cut(str(value), most)
+    found = list[object]()
+    for each in value:
+        found.append(_plain(each, most))
+        most -= 4 + _weight(str(found[-1]))
+        if most <= 0 and len(found) < len(value):
+            return [*found, "..."]
+    return found
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning of `text`, of at most so much weight, as text that can be sent."""
+    if len(text) * 12 > most and _weight(text[: most + 1]) > most:
+        while len(text) > most or _weight(text) > most:
+            text = text[: min(most, len(text) * 9 // 10)]
+        text += "..."
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _weight(text: str) -> int:
+    """Bytes of `text` as gRPC escapes it, about."""
+    return sum(1 if " " <= each <= "~" else 3 * len(each.encode(errors="replace")) for each in text)

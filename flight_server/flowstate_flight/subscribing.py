@@ -71,6 +71,8 @@ def told(
     """The answer to a ticket for changes: a stream that ends by an error, or with its reader."""
     schema = columns_of(view, ticket)
     asked = decode_filter(ticket.filter, view.schema) if ticket.filter is not None else None
+    if not isinstance(ticket.resume, dict | None):
+        raise InvalidFlow("'resume' is the object of a position that this partition told; leave it out to begin anew")
     subscription = partition.changes(view.name, schema.names, condition_of(asked, rows), ticket.resume)
 
     def messages() -> Iterator[Message]:

@@ -56,8 +56,18 @@ class PartialQuery:
         try:
             data = json.loads(text)
             engine, sql, zone = data["engine"], data["sql"], data["zone"]
+            f"{sql}{zone}".encode()  # half of a surrogate pair is no text
             values = _values_in(b64decode(data["values"], validate=True)) if "values" in data else {}
-        except (ValueError, TypeError, KeyError, RecursionError, pa.ArrowException, OSError, StopIteration):
+        except (
+            LookupError,
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            OSError,
+            StopIteration,
+            pa.ArrowException,
+        ):
             raise InvalidFlow("'partial' of a ticket is no partial query; ask for the rows") from None
         if not isinstance(sql, str) or not isinstance(zone, str):
             raise InvalidFlow("'partial' of a ticket is no partial query; ask for the rows")
