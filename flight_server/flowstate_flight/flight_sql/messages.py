@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from flowstate.errors import InvalidFlow
 from flowstate_flight.protobuf import Fields, Unknown, fields, write
 from flowstate_flight.ticket import MAX_TICKET_BYTES
 
 PREFIX = "type.googleapis.com/arrow.flight.protocol.sql."
 _BEGINNING = PREFIX.encode()
+#: Fields of a message, and numbers in one of them: far more than any driver sends, and read within some milliseconds.
+MOST = 10_000
 
 
 def is_flight_sql(raw: bytes | None) -> bool:
@@ -24,9 +28,11 @@ class Message:
             message = "the message is too long; send a shorter query, or fewer parameters at a time"
             raise InvalidFlow(message, bytes=len(raw), limit=MAX_TICKET_BYTES)
         try:
-            self._fields: Fields = list(fields(raw))
+            self._fields: Fields = list(islice(fields(raw), MOST + 1))
         except Unknown:
             raise _damaged() from None
+        if len(self._fields) > MOST:
+            raise InvalidFlow("the message has too many parts; send fewer at a time", limit=MOST)
 
     def all(self, at: int) -> list[bytes]:
         """Every value of a repeated field of bytes."""
@@ -78,6 +84,8 @@ def pack(name: str, message: bytes) -> bytes:
 def _packed(raw: bytes) -> list[int]:
     """Numbers one after the other: read as a message of them, each with a tag before it."""
     found, at = [], 0
+    if len(raw) > 5 * MOST:
+        raise InvalidFlow("the message has too many numbers; send fewer at a time", limit=MOST)
     while at < len(raw):
         end = at
         while end < len(raw) and raw[end] > 127:
