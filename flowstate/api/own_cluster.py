@@ -10,17 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distributed import Client
 
-#: What Dask's own machinery should not do to a process that holds state (it would move, sample, pause or kill it).
-DASK_SETTINGS = {
-    "distributed.scheduler.work-stealing": False,
-    "distributed.scheduler.active-memory-manager.start": False,
-    "distributed.worker.profile.enabled": False,
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": False,
-}
-
 #: What each of our workers runs first. A terminal and a notebook send their interrupt to all processes at once; a worker leaves it to the
 #: process that stops the job, or there would be no last snapshot. A heartbeat that was under way when the cluster was closed is no news.
 WORKER_PRELOAD = """
@@ -30,6 +19,18 @@ import signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 logging.getLogger("distributed.worker").addFilter(lambda record: "during heartbeat" not in str(record.msg))
 """
+
+#: What Dask's own machinery should not do to a process that holds state (it would move, sample, pause or kill it).
+DASK_SETTINGS: dict[str, Any] = {
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.preload": [WORKER_PRELOAD],
+}
 
 
 def own_cluster(stack: ExitStack) -> Client:
@@ -45,7 +46,6 @@ def own_cluster(stack: ExitStack) -> Client:
             threads_per_worker=1,
             memory_limit=0,
             dashboard_address="127.0.0.1:0",
-            preload=WORKER_PRELOAD,
             silence_logs=logging.ERROR,
         )
     )
