@@ -9,7 +9,7 @@ It holds nothing but what its reader has learned, so that it may be started agai
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from pyarrow import flight
 
@@ -27,9 +27,20 @@ from flowstate_flight.server import Server, Service, still
 from flowstate_flight.subscribing import going_on
 
 
+class Beside(Protocol):
+    """Another service of the same process, by another protocol, which reads by the same reader."""
+
+    address: str
+
+    def close(self) -> None: ...
+
+
 class Gateway(Service):
     """Serves what `reader` reads until it is closed, and closes `reader` and `sql` with itself. Listens at once, also when there is no job
-    yet: then it says so to whoever asks. `address` is where clients connect to, like ``grpc://127.0.0.1:8815``."""
+    yet: then it says so to whoever asks. `address` is where clients connect to, like ``grpc://127.0.0.1:8815``. What is put `beside` it is
+    closed with it, and first."""
+
+    beside: Beside | None = None
 
     def __init__(
         self,
@@ -57,9 +68,16 @@ class Gateway(Service):
     def address(self) -> str:
         return self.location
 
+    @property
+    def http_address(self) -> str | None:
+        """Where the same is to be had by HTTP, like ``http://127.0.0.1:8080``; None if it is not."""
+        return None if self.beside is None else self.beside.address
+
     def close(self, grace: float = 0.5) -> None:
-        """Stop within about a second, with everything that is under way."""
+        """Stop within about a second (with HTTP beside it within three), with everything that is under way."""
         if not self.closing:
+            if self.beside is not None:
+                self.beside.close()
             if self.sql is not None:
                 self.sql.close()
             super().close(grace)

@@ -8,7 +8,8 @@
 * ``POST /sql`` with ``{"query", "params"?, "fresh"?}``.
 
 Rows are JSON, or an Arrow IPC stream if the header ``Accept`` names it. Freshness is said by ``max_age``, ``at_least`` (JSON),
-``wait``, ``consistent=true`` and ``snapshot`` (`flowstate.view.freshness`). A bearer token says who asks, where an access is given.
+``wait``, ``consistent=true`` and ``snapshot`` (`flowstate.view.freshness`). Where an access is given, a bearer token says who asks,
+or else the client certificate of a connection with mutual TLS.
 
 Errors are ``{"error": {"kind", "message", "facts"}}``: 400 for what has to be mended, 401 without a credential, 403 without the right to an
 action, 404 for a view or key that is not there (or not there for who asks), 503 with ``Retry-After`` for what will be there again.
@@ -43,6 +44,7 @@ from flowstate_flight.restricted import RestrictedReader
 from flowstate_http import events
 from flowstate_http.answering import ARROW, JSON, Reply, error_data, headers, rows_arrow, rows_json, told, view_data
 from flowstate_http.asking import FRESH, MAX_BODY, Query, Refused, key_of, segments, statement
+from flowstate_http.encryption import SHOWN
 
 #: Requests that are worked on at once, and streams of changes that are open; more of the first wait, more of the second are refused.
 AT_ONCE, MOST_STREAMS = 16, 64
@@ -129,11 +131,16 @@ class App:
             return lambda: ANYBODY
         shown = request.headers.getlist("authorization")
         kind, _, token = (shown[0] if len(shown) == 1 else "").partition(" ")
+        certificate = None if shown else request.scope.get("state", {}).get(SHOWN)
 
         def look() -> Principal:
-            principal = access.of_token(token.strip()) if kind.lower() == "bearer" and token.strip() else None
+            principal = None
+            if certificate is not None:
+                principal = access.of_certificate(certificate)
+            elif kind.lower() == "bearer" and token.strip():
+                principal = access.of_token(token.strip())
             if principal is None:
-                raise Refused(401, "not let in: show a bearer token")
+                raise Refused(401, "not let in: show a bearer token, or connect with a client certificate")
             return principal
 
         return look

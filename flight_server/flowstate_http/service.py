@@ -13,9 +13,11 @@ import uvicorn
 from flowstate.clock import Clock, SystemClock
 from flowstate.errors import InvalidFlow, Unavailable
 from flowstate.view.sql import RunSql
-from flowstate_flight.auth import Admits, is_loopback
+from flowstate.view.tls import Tls
+from flowstate_flight.auth import Admits, is_loopback, location_of
 from flowstate_flight.client import FlightReader
 from flowstate_http.app import App
+from flowstate_http.encryption import Connection, context_of
 
 CONNECTIONS = 512
 IDLE = 15  # seconds that a connection stays open between two requests
@@ -26,7 +28,7 @@ log = logging.getLogger("flowstate.http")
 
 class HttpService:
     """Serves what `reader` reads until it is closed; it leaves `reader` and `run_sql` open. Listens at once. `address` is where it is, like
-    ``http://127.0.0.1:8080``."""
+    ``http://127.0.0.1:8080``, or ``https://...`` with `tls`."""
 
     def __init__(
         self,
@@ -36,30 +38,36 @@ class HttpService:
         host: str = "127.0.0.1",
         port: int = 0,
         *,
+        tls: Tls | None = None,
+        advertise: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Without an `access` everybody who reaches the port may read everything, so that is refused for any but a loopback address, unless
-        it is said: ``access="none"``. There is no TLS here: where tokens go over a network, put a proxy before it that has it.
+        it is said: ``access="none"``. A bearer token says who asks; or, if `tls` has `clients`, the certificate of the connection, where
+        no token is shown. `advertise` is the name that others reach this machine by.
 
         Raises InvalidFlow, and Unavailable if the port is taken."""
         if isinstance(access, str) and access != "none":
             raise InvalidFlow("access is an Access, or 'none' to let everybody read everything", got=access)
         if access is None and not is_loopback(host):
             raise InvalidFlow(
-                "this would let everybody who reaches this address read everything; give access=fs.Access.from_file(...), or listen on "
-                "127.0.0.1; access='none' says that it is meant so",
+                "this would let everybody who reaches this address read everything; give access=fs.Access.from_file(...), and tls=, "
+                "or listen on 127.0.0.1; access='none' says that it is meant so",
                 host=host,
             )
+        encrypted = None if tls is None else context_of(tls)
         self._socket = _listen(host, port)
         self.port: int = self._socket.getsockname()[1]
-        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-        names = frozenset({"localhost", "127.0.0.1", "[::1]", host.lower(), f"[{host.lower()}]"})
+        self.address = location_of("http" if tls is None else "https", advertise or host, self.port)
+        known = {host.lower(), (advertise or host).lower()}
+        names = frozenset({"localhost", "127.0.0.1", "[::1]", *known, *(f"[{each}]" for each in known)})
         guarding = None if access is None or isinstance(access, str) else access
         self.app = App(reader, run_sql, guarding, clock or SystemClock(), names if access is None else None)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self.app,
-                http="h11",
+                http=Connection,
+                ssl_context_factory=None if encrypted is None else lambda config, default: encrypted,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",

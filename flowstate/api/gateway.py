@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from flowstate.api import arguments
 from flowstate.api.finding import reader_of
+from flowstate.api.http import service_of
 
 if TYPE_CHECKING:
     from flowstate.view.tls import Tls
@@ -23,6 +25,7 @@ def gateway(
     storage_options: Mapping[str, Any] | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
+    http_port: int | None = None,
     advertise: str | None = None,
     patience: float = 10.0,
     access: Admits = None,
@@ -36,6 +39,8 @@ def gateway(
     part, by what it saved last while it is down. `address` is the Flight address of a worker, instead or besides. There need not be a job
     yet. `patience`: seconds for one read in all. Port 0 is any free one; `advertise` is the name that others reach this machine by.
 
+    With `http_port` it serves the same by HTTP besides (see `fs.http`), at `http_address`, to whom it lets in here, with the same `tls`.
+
     It keeps nothing of its own: start it again on the same port, or several beside each other. `access` says who is let in; without one it
     listens on loopback alone. Where the job has an access too, `token` is what the gateway shows its workers; it may read everything, and
     gives to each what is there for her. `tls` is the job's, or its like. Raises `InvalidFlow`, and `Unavailable` if the port is taken.
@@ -45,15 +50,21 @@ def gateway(
 
     arguments.name("host", host)
     arguments.whole("port", port, 0)
+    if http_port is not None:
+        arguments.whole("http_port", http_port, 0)
     connecting = {} if tls is None else tls.connecting()
-    reader, saved = reader_of(address, job, snapshots, storage_options, patience=patience, token=token, **connecting)
-    try:
+    with ExitStack() as stack:
+        reader, saved = reader_of(
+            address, job, snapshots, storage_options, patience=patience, token=token, **connecting
+        )
+        stack.callback(reader.close)
         sql = ServedSql(reader, store=None if saved is None else saved.store)
-        try:
-            return Gateway(reader, host, port, sql=sql, access=access, tls=tls, advertise=advertise)
-        except BaseException:
-            sql.close()
-            raise
-    except BaseException:
-        reader.close()
-        raise
+        stack.callback(sql.close)
+        served = Gateway(reader, host, port, sql=sql, access=access, tls=tls, advertise=advertise)
+        stack.pop_all()
+        stack.callback(served.close)  # which closes both
+        if http_port is not None:
+            options: dict[str, Any] = {"access": access, "host": host, "tls": tls, "advertise": advertise}
+            served.beside = service_of(reader, sql, port=http_port, **options)
+        stack.pop_all()
+        return served

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Http:
-    """A job's HTTP service, and what it reads by. `address` is like ``http://127.0.0.1:8080``."""
+    """A job's HTTP service, and what it reads by. `address` is like ``http://127.0.0.1:8080``, or ``https://...``."""
 
     def __init__(self, address: str, port: int, owned: ExitStack) -> None:
         self.address, self.port, self._owned = address, port, owned
@@ -46,6 +46,7 @@ def http(
     storage_options: Mapping[str, Any] | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
+    advertise: str | None = None,
     patience: float = 10.0,
     access: Admits = None,
     tls: Tls | None = None,
@@ -54,9 +55,8 @@ def http(
     """Serve a job by HTTP from this process, until it is closed: ``fs.http(snapshots=url, port=8080).address``, then
     ``curl http://127.0.0.1:8080/views``. The paths are told in `flowstate_http.app`. Needs ``pip install flowstate[http]``.
 
-    The job is found as by `gateway`, and `access`, `token` and `patience` are as there; `tls` is that of the job's workers. HTTP itself
-    goes without TLS: put a proxy that has it before it where tokens go over a network. Raises `InvalidFlow`, and `Unavailable` if the
-    port is taken.
+    The job is found as by `gateway`, and everything else is as there: without an `access` it listens on loopback alone, and with `tls`,
+    which is the job's or its like, it is reached by https. Raises `InvalidFlow`, and `Unavailable` if the port is taken.
     """
     from flowstate_sql.served import ServedSql
 
@@ -70,7 +70,7 @@ def http(
         stack.callback(reader.close)
         sql = ServedSql(reader, store=None if saved is None else saved.store)
         stack.callback(sql.close)
-        service = service_of(reader, sql, access=access, host=host, port=port)
+        service = service_of(reader, sql, access=access, host=host, port=port, tls=tls, advertise=advertise)
         stack.callback(service.close)
         return Http(service.address, service.port, stack.pop_all())
 

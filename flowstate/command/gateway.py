@@ -13,7 +13,8 @@ from flowstate.errors import FlowstateError
 
 
 def serve(snapshots: str, job: str | None, **options: Any) -> None:
-    """Until SIGTERM or SIGINT. The first line on standard output is the address. `options` are those of `fs.gateway`.
+    """Until SIGTERM or SIGINT. The first line on standard output is the address, and the second that of HTTP if that is served, too.
+    `options` are those of `fs.gateway`.
     Raises InvalidFlow, Unavailable."""
     _serve(snapshots, job, **options)
     gc.collect()  # DuckDB complains at the end of a process of what still waits for that
@@ -25,7 +26,7 @@ def _serve(snapshots: str, job: str | None, **options: Any) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, frame: asked.append(number))
     with gateway(snapshots=snapshots, job=job, **options) as served:
-        print(served.address, flush=True)
+        print(*filter(None, (served.address, served.http_address)), sep="\n", flush=True)
         try:
             directory = served.reader.directory()
             _say(f"serves job {directory.job!r}: views {', '.join(directory.views)}")

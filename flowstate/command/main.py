@@ -77,6 +77,9 @@ def gateway(
     snapshots: Annotated[str, typer.Argument(help="Folder or URL of the job's snapshots.", show_default=False)],
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any free one.")] = 8815,
+    http_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve HTTP beside it, at this port; 0 for any free one.")
+    ] = None,
     job: Annotated[str | None, typer.Option(help="Name of the job, if it must be this one.")] = None,
     advertise: Annotated[str | None, typer.Option(help="Name that others reach this machine by.")] = None,
     access: Annotated[
@@ -91,14 +94,14 @@ def gateway(
     tls_roots: Annotated[str | None, typer.Option(help="PEM file of who signed it; else it signs itself.")] = None,
     tls_clients: Annotated[str | None, typer.Option(help="PEM file of who signs the certificates of clients.")] = None,
 ) -> None:
-    """Serve a job at one address that stays, by Arrow Flight and Flight SQL, until SIGTERM comes.
+    """Serve a job at one address that stays, by Arrow Flight and Flight SQL (and HTTP), until SIGTERM comes.
 
     The job is found by its snapshots wherever it runs; while it is down, what it saved last answers.
     """
     from flowstate.command.gateway import serve
 
     admits = serving(access, tls_certificate, tls_key, tls_roots, tls_clients)
-    serve(snapshots, job, host=host, port=port, advertise=advertise, token=token, **admits)
+    serve(snapshots, job, host=host, port=port, http_port=http_port, advertise=advertise, token=token, **admits)
 
 
 @app.command()
