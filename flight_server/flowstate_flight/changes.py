@@ -54,7 +54,9 @@ class Changes(Iterator[Change]):
         self._changed = threading.Condition()
         self._closed = False
         directory = reading.routing.current()
-        self._begin(directory, _parts(resume, directory))
+        known = _parts(resume, directory)
+        self._forgets = known is None  # what she was told before is of parts of which some may be told no more
+        self._begin(directory, known or {})
 
     def _begin(self, directory: Directory, known: Mapping[int, Any]) -> None:
         self._division = (len(directory.partitions), directory.seed)
@@ -72,14 +74,18 @@ class Changes(Iterator[Change]):
         reader has patience, InvalidFlow for what will never do. After an error there is no more; subscribe again with `resume`."""
         deadline = self._reading.clock.monotonic() + timeout
         while True:
+            if self._forgets:
+                self._forgets = False
+                return Change("reset", None, self._nothing)
             found = self._next(deadline)
             if found is None:
                 return None
             number, item = found
             if item is _DIVIDED:
                 self._stop()
-                self._begin(self._reading.routing.refresh(self._reading.routing.current()), {})
-                return Change("reset", None, self._nothing)
+                self._begin(self._reading.routing.current(), {})
+                self._forgets = True
+                continue
             if isinstance(item, FlowstateError):
                 self.close()
                 if self._hidden and isinstance(item, InvalidFlow) and "key" in item.facts:
@@ -254,8 +260,8 @@ class _Follower:
             self._ended.set()
 
 
-def _parts(resume: str | None, directory: Directory) -> dict[int, Any]:
-    """What a token says of each partition; nothing if the job was divided anew since. Raises InvalidFlow for what is no token."""
+def _parts(resume: str | None, directory: Directory) -> dict[int, Any] | None:
+    """What a token says of each partition; None if the job was divided anew since. Raises InvalidFlow for what is no token."""
     if resume is None:
         return {}
     try:
@@ -265,7 +271,7 @@ def _parts(resume: str | None, directory: Directory) -> dict[int, Any]:
         if not isinstance(data, dict) or not isinstance(data["parts"], dict):
             raise ValueError
         if (data["partitions"], data["seed"]) != (len(directory.partitions), directory.seed):
-            return {}
+            return None
         return {int(number): each for number, each in data["parts"].items() if isinstance(each, dict)}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidFlow(

@@ -5,7 +5,7 @@ with the position that this adds up to. The first round brings everything. So a 
 
 A round is a series of `Change`, of one partition each:
 
-* ``reset``: forget every row of this partition (of all, where it names none); what is there now follows.
+* ``reset``: forget every row of this partition (of all, where it names none: the job was divided anew); what is there now follows.
 * ``removed``: the rows of these keys are gone, since their window was dropped, or they are no longer what the condition asks for. Only
   the key columns hold anything.
 * ``rows``: of a keyed view, the rows that these keys have now, instead of those before; of an append view, further rows.
