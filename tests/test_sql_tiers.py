@@ -11,22 +11,17 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from flight_memory import directory_of
-from pyarrow import flight
 from tiered_sql import COUNT, ROUTINGS, VALUES, Harness, random_table, same
 
 from flowstate.errors import Behind, InvalidFlow
 from flowstate.view.directory import Directory, LivePartition
 from flowstate.view.freshness import Freshness
-from flowstate.view.rights import Grant, Principal
 from flowstate.view.saved import Saved
 from flowstate_flight import FlightReader
-from flowstate_flight.ticket import Ticket
-from flowstate_sql import Session, partial
-from flowstate_sql.locked import LOCKED
-from flowstate_sql.partial import PartialQuery, answer_partial
+from flowstate_sql import Session
+from flowstate_sql.partial import answer_partial
 from flowstate_sql.split import SPLIT
 
 
@@ -363,91 +358,6 @@ def test_another_version_of_the_engine_does_not_compute(changing: Harness) -> No
 def test_an_error_of_a_value_is_that_of_the_query(harness: Harness) -> None:
     with pytest.raises(duckdb.Error, match="Could not convert string"):
         harness.session.sql("select sum(customer::int) from data").fetchall()
-
-
-def asked(harness: Harness, text: str, who: Principal | None = None) -> pa.Table:
-    ticket = Ticket("j", "data", 0, ("id",), partial=text)
-    requests = harness.service.requests if who is None else harness.service.requests.seen_by(who)
-    schema, batches = requests.read(ticket)
-    return pa.Table.from_batches(batches, schema.remove_metadata())
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "select * from read_csv('/etc/passwd')",
-        "select count(*) from '/etc/passwd'",
-        "select count(*) from duckdb_settings()",
-        "select count(*) from __rows a, __rows b, __rows c",
-        "select count(*) from other",
-        "select (select count(*) from __rows)",
-        "select sleep_ms(100000) from __rows",
-        "select current_setting('memory_limit') from __rows",
-        "select max(rpad('x', 2000000000, 'y')) from __rows",
-        "select max(format('{:>2000000000}', 'x')) from __rows",
-        "select unnest(range(1000000000)) from __rows",
-        "create table x as select 1",
-        "set threads = 4",
-        "select 1; select 2",
-        "select finalize(to_aggregate_state(1.5, 'sum', ['BIGINT'])) from __rows",
-        "select list(id) from __rows",
-        "select getenv('HOME') from __rows",
-        f"select {'(' * 200}id{')' * 200} from __rows",
-        f"select max(id + {'1 + ' * 1000}1) from __rows",
-        f"select max(id), '{'x' * 300_000}' from __rows",
-        "copy (select 1) to '/tmp/x'",
-        "attach '/tmp/x'",
-        "with recursive r as (select 1 union all select 1 from r) select count(*) from r",
-        "selec",
-        "",
-    ],
-)
-def test_a_partition_computes_nothing_else(harness: Harness, sql: str) -> None:
-    with pytest.raises(InvalidFlow, match="does not compute this query"):
-        asked(harness, PartialQuery(sql).to_text())
-
-
-def test_a_partition_computes_within_bounds(harness: Harness) -> None:
-    assert asked(harness, PartialQuery("select count(*) as n from __rows").to_text()).column("n").to_pylist() == [
-        harness.partitions[0].tables["data"].num_rows
-    ]
-    names = [*LOCKED, "lock_configuration", "memory_limit", "threads", "temp_directory", "TimeZone"]
-    with partial._engine("UTC").cursor_for("select 1 from __rows") as cursor:
-        query = "select " + ", ".join(f"current_setting('{name}')" for name in names)
-        assert cursor.sql(query).fetchall() == [(*[False] * len(LOCKED), True, "953.6 MiB", 1, "", "UTC")]
-    with pytest.raises(InvalidFlow, match="no time zone"):
-        asked(harness, PartialQuery("select 1 from __rows", {}, "Mars/Olympus").to_text())
-    for text in (
-        "",
-        "[]",
-        "{}",
-        '{"engine": 1}',
-        "x" * 100,
-        '{"engine": "duckdb 1", "sql": "select 1", "zone": "UTC"}',
-    ):
-        with pytest.raises(InvalidFlow, match="ask for the rows"):
-            asked(harness, text)
-
-
-def test_a_partition_computes_over_what_may_be_seen(harness: Harness) -> None:
-    text = PartialQuery("select count(*) as n from __rows").to_text()
-    some = Principal("some", (Grant(rows=pc.field("id") < 30),))
-    rows = harness.partitions[0].tables["data"].filter(pc.field("id") < 30).num_rows
-    assert asked(harness, text, some).column("n").to_pylist() == [rows]
-    reads = Principal("reads", (Grant(frozenset({"read"})),))
-    with pytest.raises(InvalidFlow, match="no right to run queries"):
-        asked(harness, text, reads)
-
-
-def test_a_command_has_no_partial(harness: Harness) -> None:
-    with flight.connect(harness.service.location) as client:
-        command = json.dumps({"v": 1, "job": "j", "view": "data", "partial": "x"}).encode()
-        with pytest.raises(flight.FlightServerError, match="asks one partition of a worker"):
-            client.get_flight_info(flight.FlightDescriptor.for_command(command))
-        with pytest.raises(flight.FlightServerError, match="'partial' of a ticket is text"):
-            client.do_get(
-                flight.Ticket(json.dumps({"v": 1, "job": "j", "view": "data", "partition": 0, "partial": 1}).encode())
-            )
 
 
 def test_rows_of_a_view_are_never_mixed_with_the_names_of_parts(shared: Harness) -> None:

@@ -12,6 +12,7 @@ import json
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -19,9 +20,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from flowstate.clock import SystemClock
 from flowstate.errors import FlowstateError, InvalidFlow
+from flowstate_sql.limits import Watch
 from flowstate_sql.lockdown import LONGEST_QUERY, check_nesting
 from flowstate_sql.locked import LOCKED
+from flowstate_sql.reading import Reading, Readings
 from flowstate_sql.split import SPLIT
 from flowstate_sql.syntax import ROWS, NotSplit, Syntax, nodes
 
@@ -84,11 +88,10 @@ def answer_partial(
     """A `flowstate_flight.partial.PartialHandler`. What the rows themselves raise is raised as it is."""
     try:
         query = PartialQuery.of_text(text)
-        cursor = _engine(query.time_zone).cursor_for(query.sql)
-        try:
-            found = compute(cursor, schema, batches, query)
-        finally:
-            cursor.close()
+        engine = _engine(query.time_zone)
+        engine.check(query.sql)
+        with engine.readings.of(schema) as reading, _bounded(reading.cursor):
+            found = compute(reading, batches, query)
     finally:
         close = getattr(batches, "close", None)
         if close is not None:
@@ -96,15 +99,8 @@ def answer_partial(
     return found.schema, iter(found.to_batches(max_chunksize=1 << 14))
 
 
-def compute(
-    cursor: duckdb.DuckDBPyConnection,
-    schema: pa.Schema,
-    batches: Iterator[pa.RecordBatch],
-    query: PartialQuery,
-    *,
-    limited: bool = True,
-) -> pa.Table:
-    """The answer, over rows that `cursor` sees from now on as `ROWS`; `limited` in time."""
+def compute(reading: Reading, batches: Iterator[pa.RecordBatch], query: PartialQuery) -> pa.Table:
+    """The answer over the rows in `batches`. Raises InvalidFlow, and what reading them raises."""
     raised: list[FlowstateError] = []
 
     def guarded() -> Iterator[pa.RecordBatch]:
@@ -114,20 +110,41 @@ def compute(
             raised.append(error)
             raise
 
-    late = threading.Timer(LONGEST, cursor.interrupt)
-    late.daemon = True
-    if limited:
-        late.start()
     try:
-        cursor.register(ROWS, pa.RecordBatchReader.from_batches(schema, guarded()))
-        return cursor.sql(query.sql, params=dict(query.values) or None).to_arrow_table()
+        return reading.run(query.sql, query.values, guarded())
     except (duckdb.Error, ValueError, TypeError) as error:
         if raised:
             raise raised[0] from None
         text = " ".join(str(error).split())
         raise InvalidFlow(text.partition(": ")[2] or text) from error
+
+
+class _Late:
+    """A `limits.Watched`: interrupts what a cursor runs beyond `LONGEST`, and never what it runs after that."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, until: float) -> None:
+        self._cursor, self._until = cursor, until
+        self._lock, self._ended = threading.Lock(), False
+
+    def look(self, now: float) -> None:
+        with self._lock:
+            if now > self._until and not self._ended:
+                self._cursor.interrupt()
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+
+
+@contextmanager
+def _bounded(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    late = _Late(cursor, _clock.monotonic() + LONGEST)
+    _watch.add(late)
+    try:
+        yield
     finally:
-        late.cancel()
+        late.end()
+        _watch.remove(late)
 
 
 class _Engine:
@@ -144,9 +161,14 @@ class _Engine:
         self._syntax = Syntax(self._connection)
         self._checked: set[str] = set()
         self._lock = threading.Lock()  # a DuckDB connection refuses a second thread
+        self.readings = Readings(self.cursor, ROWS)
 
-    def cursor_for(self, sql: str) -> duckdb.DuckDBPyConnection:
-        """A cursor to run `sql` on. Raises InvalidFlow if it is anything but one harmless SELECT over `ROWS`."""
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            return self._connection.cursor()
+
+    def check(self, sql: str) -> None:
+        """Raises InvalidFlow if `sql` is anything but one harmless SELECT over `ROWS`."""
         with self._lock:
             if sql not in self._checked:
                 try:
@@ -166,9 +188,10 @@ class _Engine:
                 if len(self._checked) >= _CHECKED_KEPT:
                     self._checked.clear()
                 self._checked.add(sql)
-            return self._connection.cursor()
 
 
+_clock = SystemClock()
+_watch = Watch(_clock)
 _engines: dict[str, _Engine] = {}
 _engines_lock = threading.Lock()
 

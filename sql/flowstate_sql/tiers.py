@@ -28,6 +28,7 @@ from flowstate.view.freshness import LATEST, Freshness
 from flowstate_flight.partial import Partial
 from flowstate_sql.catalog import Reader
 from flowstate_sql.partial import PartialQuery, answer_partial, compute
+from flowstate_sql.reading import Reading
 from flowstate_sql.split import PARTS, split
 from flowstate_sql.syntax import ROWS, NotSplit, Syntax, chosen_values
 
@@ -223,7 +224,7 @@ class PartsDataset(pyarrow.dataset.Dataset):
         self._note(stream)
         cursor = self._cursor()
         try:
-            return compute(cursor, stream.schema.remove_metadata(), iter(stream), self._query, limited=False)
+            return compute(Reading(cursor, ROWS, stream.schema.remove_metadata()), iter(stream), self._query)
         finally:
             cursor.close()
 
