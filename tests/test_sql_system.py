@@ -122,6 +122,8 @@ def test_sinks(here: Served) -> None:
         "open": 1,
         "rejected": 0,
         "problem": None,
+        "origin": "live",
+        "as_of": None,
     }
     assert [(each["partition"], each["kind"], each["waiting"], each["problem"]) for each in rows[1:]] == [
         (10, "http", None, "no route")

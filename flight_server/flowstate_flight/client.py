@@ -95,6 +95,19 @@ class FlightReader:
         """Partitions that did not answer lately."""
         return self._reading.presence.everyone()
 
+    def statuses(self, timeout: float = 2.0) -> list[dict[str, Any]]:
+        """What each worker of the job says of itself (the action ``status``), without those that do not answer within `timeout` seconds."""
+        locations = list(dict.fromkeys(each.location for each in self.directory().partitions if each.location))
+
+        def ask(location: str) -> dict[str, Any] | None:
+            try:
+                told = json.loads(self._pool.act(location, "status", b"", timeout))
+            except FlowstateError:
+                return None
+            return told if isinstance(told, dict) else None
+
+        return [each for each in self._reading.threads.map(ask, locations) if each is not None]
+
     def views(self) -> list[str]:
         """The names of all views."""
         return list(self.directory().views)

@@ -4,7 +4,7 @@ are replaced, never changed, so it needs no lock."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,7 @@ class Requests:
         self.cutter: Callable[[str, float], dict[str, Any]] | None = None
         self.pinged: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self.partial_handler: PartialHandler | None = None
+        self.sinks: Callable[[], Mapping[tuple[str, int], list[dict[str, Any]]]] | None = None
         self._seen: dict[str, SeenRequests] = {}
 
     def close(self) -> None:
@@ -269,17 +270,20 @@ class Requests:
         return self.cutter(job, timeout)
 
     def status(self) -> dict[str, Any]:
+        """What is hosted here, by job. To those who may control a job: also how the sinks of each partition are doing."""
         hosted, directories = self.here(), self.known()
         jobs = sorted({job for job, _ in hosted} | set(directories))
-        return {
-            "jobs": {
-                job: {
-                    "directory": directories[job].version if job in directories else None,
-                    "partitions": {str(each.partition): each.epoch for (of, _), each in hosted.items() if of == job},
-                }
-                for job in jobs
+        told: dict[str, dict[str, Any]] = {
+            job: {
+                "directory": directories[job].version if job in directories else None,
+                "partitions": {str(each.partition): each.epoch for (of, _), each in hosted.items() if of == job},
             }
+            for job in jobs
         }
+        for (job, number), sinks in (self.sinks() if self.sinks is not None else {}).items():
+            if job in told:
+                told[job].setdefault("sinks", {})[str(number)] = sinks
+        return {"jobs": told}
 
 
 class SeenRequests(Requests):
@@ -288,6 +292,8 @@ class SeenRequests(Requests):
     def __init__(self, whole: Requests, who: Principal) -> None:
         super().__init__()
         self.whole, self.who = whole, who
+        if who.may("control"):
+            self.sinks = whole.sinks
         self._of: tuple[object, object] = (None, None)
         self._views: dict[str, Directory] = {}
         self._partitions: dict[tuple[str, int], LivePartition] = {}

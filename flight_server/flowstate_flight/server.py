@@ -8,7 +8,7 @@ What any Arrow client may rely on: `list_flights`; `get_flight_info` for the pat
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import pyarrow as pa
@@ -135,6 +135,10 @@ class FlightService(Service):
     def set_partial_handler(self, handler: PartialHandler | None) -> None:
         """Who answers questions about the rows of one partition (`partial`). Without one they are refused, and the rows are asked for."""
         self.requests.partial_handler = handler
+
+    def set_sinks_handler(self, handler: Callable[[], Mapping[tuple[str, int], list[dict[str, Any]]]] | None) -> None:
+        """Who tells how the sinks of the partitions here are doing, by (job, partition), each list in the order of the flow's sinks."""
+        self.requests.sinks = handler
 
     def set_cut_handler(self, handler: Callable[[str, float], dict[str, Any]] | None) -> None:
         """Who makes a consistent cut of a job within some seconds: ``{"cut": number, "position": {split: [offset, floors]}}``."""

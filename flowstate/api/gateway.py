@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowstate.api import arguments
 from flowstate.api.finding import reader_of
 from flowstate.api.http import service_of
+from flowstate.api.sink_status import sink_status
 
 if TYPE_CHECKING:
     from flowstate.view.tls import Tls
@@ -58,7 +60,8 @@ def gateway(
             address, job, snapshots, storage_options, patience=patience, token=token, **connecting
         )
         stack.callback(reader.close)
-        sql = ServedSql(reader, store=None if saved is None else saved.store)
+        store = None if saved is None else saved.store
+        sql = ServedSql(reader, store=store, status=partial(sink_status, reader, store))
         stack.callback(sql.close)
         served = Gateway(reader, host, port, sql=sql, access=access, tls=tls, advertise=advertise)
         stack.pop_all()

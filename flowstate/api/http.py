@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from flowstate.api import arguments
 from flowstate.api.finding import reader_of
+from flowstate.api.sink_status import sink_status
 from flowstate.errors import InvalidFlow
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ def http(
             address, job, snapshots, storage_options, patience=patience, token=token, **connecting
         )
         stack.callback(reader.close)
-        sql = ServedSql(reader, store=None if saved is None else saved.store)
+        store = None if saved is None else saved.store
+        sql = ServedSql(reader, store=store, status=partial(sink_status, reader, store))
         stack.callback(sql.close)
         service = service_of(reader, sql, access=access, host=host, port=port, tls=tls, advertise=advertise)
         stack.callback(service.close)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow as pa
 from flowstate.api import arguments
 from flowstate.api.finding import reader_of, saved_states
 from flowstate.api.remote import request
+from flowstate.api.sink_status import sink_status
 from flowstate.clock import Clock, SystemClock
 from flowstate.errors import Fenced, FlowstateError, InvalidFlow, Unavailable, did_you_mean
 
@@ -95,7 +97,9 @@ class Reads(Mapping[str, "ViewMapping"]):
         if self._session is None:
             from flowstate_sql.job_session import JobSession
 
-            status = self.status if isinstance(self, Job) else None
+            status: Callable[[], Mapping[str, Any]] | None = partial(sink_status, self._reader, self._store)
+            if isinstance(self, Job | Snapshot):
+                status = self.status if isinstance(self, Job) else None
             self._session = JobSession(self._reader, self._fresh, store=self._store, status=status)
         relation: duckdb.DuckDBPyRelation = self._session.sql(query, params, **asked)
         return relation

@@ -30,7 +30,7 @@ from flowstate.runtime.reply import unwrap
 from flowstate.runtime.saving import Saver
 from flowstate.runtime.security import Security
 from flowstate.runtime.serving import ServedPartition
-from flowstate.runtime.status import describe
+from flowstate.runtime.status import describe, sinks_of
 from flowstate.runtime.table import Table
 from flowstate.snapshot.record import SplitRecords
 from flowstate.state.kernels import warm_up
@@ -87,6 +87,7 @@ class Host(WorkerPlugin):
         self.service.set_exchange_handler(self._exchange)
         self.service.set_ping_handler(self.pinged)
         self.service.set_cut_handler(self.make_cut)
+        self.service.set_sinks_handler(self.sinks)
         self.service.set_partial_handler(self.answer_partial)
         self._urgent = asyncio.Event()
         self._warming = threading.Thread(target=warm_up, name="flowstate-warm-up", daemon=True)
@@ -282,6 +283,11 @@ class Host(WorkerPlugin):
             future.cancel()
             raise Unavailable("the supervisor does not answer, so no cut can be made", job=job) from error
         return dict(unwrap(answer))
+
+    def sinks(self) -> dict[tuple[str, int], list[dict[str, Any]]]:
+        """How the sinks of the partitions here are doing, by (job, partition)."""
+        told = {(each.spec.name, each.number): sinks_of(each) for each in list(self.pumps.values())}
+        return {place: sinks for place, sinks in told.items() if sinks is not None}
 
     def pinged(self, asked: dict[str, Any]) -> dict[str, Any]:
         """``{"number", "known", "lease", "jobs"}``: the number that was asked, whether it was meant for this process, for how many seconds

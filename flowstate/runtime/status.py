@@ -8,6 +8,12 @@ from flowstate.runtime.pump import Pump
 from flowstate.state.table import KeyedTable
 
 
+def sinks_of(pump: Pump) -> list[dict[str, Any]] | None:
+    """How its sinks are doing (`Committing.describe`); None while it loads. From any thread."""
+    commits = pump.commits
+    return None if commits is None or pump.state == "loading" else commits.machine.describe(pump.clock.wall())
+
+
 def describe(pump: Pump) -> dict[str, Any]:
     """Msgpack-able. Read without the gate: numbers may be of slightly different moments."""
     report: dict[str, Any] = {

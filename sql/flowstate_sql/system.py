@@ -80,6 +80,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("open", pa.int64()),
             ("rejected", pa.int64()),
             ("problem", pa.string()),
+            ("origin", pa.string()),
+            ("as_of", _TIME),
         ]
     ),
 }
@@ -239,6 +241,8 @@ class SystemReader:
                     "open": told.get("open"),
                     "rejected": told.get("rejected"),
                     "problem": told.get("problem"),
+                    "origin": told.get("origin", "live"),
+                    "as_of": None if told.get("as_of") is None else _moment(told["as_of"]),
                 }
 
     def _parts(self) -> dict[int, PartitionAnswer]:

@@ -1,0 +1,39 @@
+"""How the sinks of a job are doing, for whoever reads it without running it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flowstate.clock import SystemClock
+from flowstate.errors import FlowstateError
+
+if TYPE_CHECKING:
+    from flowstate.store import Store
+    from flowstate_flight.client import FlightReader
+
+
+def sink_status(reader: FlightReader, store: Store | None) -> dict[str, Any]:
+    """``{"partitions": {number: {"report": {"sinks": [...]}}}}``, the part of `Job.status` that can be had: from the workers, which tell it
+    to those who may control the job; for partitions of which nobody tells anything, from what they saved last (`snapshot.sinks`)."""
+    from flowstate.snapshot.sinks import saved_sinks
+
+    found: dict[int, list[dict[str, Any]]] = {}
+    numbers: list[int] = []
+    try:
+        directory = reader.directory()
+        numbers = [each.partition for each in directory.partitions]
+        newest: dict[int, int] = {}
+        for status in reader.statuses():
+            job = status.get("jobs", {}).get(directory.job, {})
+            for number, sinks in job.get("sinks", {}).items():
+                epoch = job["partitions"].get(number, -1)
+                if epoch > newest.get(int(number), -1):
+                    newest[int(number)], found[int(number)] = epoch, sinks
+    except FlowstateError:
+        pass  # it is down, and nobody knows more than what it saved
+    if store is not None and (not numbers or set(numbers) - set(found)):
+        try:
+            found = saved_sinks(store, SystemClock().wall()) | found
+        except FlowstateError:
+            pass
+    return {"partitions": {str(number): {"report": {"sinks": sinks}} for number, sinks in found.items()}}
