@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from flowstate.clock import SystemClock
 from flowstate.errors import FlowstateError, InvalidFlow
+from flowstate_sql.kept import Kept
 from flowstate_sql.limits import Watch
 from flowstate_sql.lockdown import LONGEST_QUERY, check_nesting
 from flowstate_sql.locked import LOCKED
@@ -34,7 +35,6 @@ ENGINE = f"duckdb {duckdb.__version__}"
 #: One thread, Flight's own, computes each query; all of a process share the memory. What needs more is computed by the asker.
 RESOURCES = {"threads": "1", "memory_limit": "1GB", "temp_directory": ""}
 LONGEST = 30.0  # seconds that one query computes
-_CHECKED_KEPT = 256
 _ZONES = 8
 _VALUES = (type(None), bool, int, float, str, bytes, Decimal, datetime.datetime, datetime.date, datetime.time)
 
@@ -159,7 +159,7 @@ class _Engine:
             raise InvalidFlow(f"there is no time zone {time_zone!r}") from error
         self._connection.execute("set global lock_configuration = true")
         self._syntax = Syntax(self._connection)
-        self._checked: set[str] = set()
+        self._checked = Kept[bool]()
         self._lock = threading.Lock()  # a DuckDB connection refuses a second thread
         self.readings = Readings(self.cursor, ROWS)
 
@@ -170,7 +170,7 @@ class _Engine:
     def check(self, sql: str) -> None:
         """Raises InvalidFlow if `sql` is anything but one harmless SELECT over `ROWS`."""
         with self._lock:
-            if sql not in self._checked:
+            if not self._checked.get(sql):
                 try:
                     if len(sql) > LONGEST_QUERY:
                         raise NotSplit("it is too long")
@@ -185,9 +185,7 @@ class _Engine:
                     raise InvalidFlow(
                         "a partition does not compute this query; ask for the rows", reason=str(error)
                     ) from None
-                if len(self._checked) >= _CHECKED_KEPT:
-                    self._checked.clear()
-                self._checked.add(sql)
+                self._checked.put(sql, True, len(sql))
 
 
 _clock = SystemClock()
@@ -197,12 +195,13 @@ _engines_lock = threading.Lock()
 
 
 def _engine(time_zone: str) -> _Engine:
+    """The one that was used longest ago makes room; what it computes, it computes to the end."""
     with _engines_lock:
-        if time_zone not in _engines:
-            if len(_engines) >= _ZONES:
-                raise InvalidFlow("partial queries in too many time zones; ask for the rows", zones=sorted(_engines))
-            _engines[time_zone] = _Engine(time_zone)
-        return _engines[time_zone]
+        found = _engines.pop(time_zone, None) or _Engine(time_zone)
+        while len(_engines) >= _ZONES:
+            del _engines[next(iter(_engines))]
+        _engines[time_zone] = found
+        return found
 
 
 def _values_out(values: Mapping[str, Any]) -> bytes:

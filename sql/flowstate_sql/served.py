@@ -27,6 +27,7 @@ from flowstate.view.rights import ANYBODY, Principal
 from flowstate.view.sql import Described
 from flowstate_flight.client import FlightReader
 from flowstate_sql import parameters
+from flowstate_sql.kept import Kept
 from flowstate_sql.limits import Limits, Slots, Watch
 from flowstate_sql.lockdown import LONGEST_QUERY, Named, check, check_nesting, explained, unknown_view
 from flowstate_sql.restricted import RestrictedSplitReader
@@ -36,8 +37,8 @@ from flowstate_sql.system import Facts, SystemReader
 from flowstate_sql.travel import Past, parsed, spread
 
 Params = Sequence[Any] | Mapping[str, Any] | None
-#: Principals whose DuckDB is kept, and queries of each that need not be read again.
-PRINCIPALS, KEPT = 64, 256
+#: Principals whose DuckDB is kept.
+PRINCIPALS = 64
 #: Seconds that `close` waits for what it has cancelled.
 GRACE = 2.0
 
@@ -193,7 +194,7 @@ class _Own:
         with contextlib.closing(self.session._cursor()) as cursor:
             self._built_in = frozenset(str(name).lower() for (name,) in cursor.sql(listed).fetchall())
         self._lock = threading.Lock()
-        self._parsed: dict[str, _Parsed] = {}
+        self._parsed = Kept[_Parsed]()
         self._inside, self._retired = 0, False
 
     def enter(self) -> None:
@@ -260,11 +261,8 @@ class _Own:
             message = "a query is text without null characters, and not too long"
             raise InvalidFlow(message, bytes=length, limit=LONGEST_QUERY)
         found = self._parsed_anew(cursor, query)
-        if length < 4096:
-            with self._lock:
-                if len(self._parsed) >= KEPT:
-                    self._parsed.clear()
-                self._parsed[query] = found
+        with self._lock:
+            self._parsed.put(query, found, length)
         return found
 
     def _parsed_anew(self, cursor: duckdb.DuckDBPyConnection, query: str) -> _Parsed:

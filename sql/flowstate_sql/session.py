@@ -17,13 +17,12 @@ from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import LATEST, Asked, Freshness, refined
 from flowstate_sql.catalog import LiveDataset, Reader
 from flowstate_sql.explain import How, admitted, lines, ran
+from flowstate_sql.kept import Kept
 from flowstate_sql.locked import LOCKED
 from flowstate_sql.pushdown import named_tables, unknown_table
 from flowstate_sql.split import PARTS
 from flowstate_sql.syntax import chosen_values
 from flowstate_sql.tiers import Planner, ProbeDataset, Pushed, SplitPlan, SplitReader, named_values
-
-_TEXTS_KEPT = 256
 
 
 class Session:
@@ -54,7 +53,7 @@ class Session:
             raise InvalidFlow(f"there is no time zone {time_zone!r}") from error
         self._connection.execute("set global lock_configuration = true")
         self._lock = threading.Lock()  # a DuckDB connection refuses a second thread
-        self._texts: dict[str, _Text] = {}
+        self._texts = Kept[_Text]()
         self._planner = Planner(self._cursor, time_zone)
         self._last: _Query | None = None
 
@@ -111,9 +110,7 @@ class Session:
                     found = _Text(inner, how, named_tables(cursor, inner))
                 except duckdb.Error as error:
                     raise InvalidFlow(_text(error)) from error
-                if len(self._texts) >= _TEXTS_KEPT:
-                    self._texts.clear()
-                self._texts[query] = found
+                self._texts.put(query, found, len(query))
         return cursor, found
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
