@@ -23,6 +23,8 @@ from flowstate.testing.tormentor import SmallDisk
 
 if TYPE_CHECKING:
     from distributed import Client
+    from guarded import Guarded
+    from pyarrow.flight import FlightClient
 
 #: What the tests with a mark need, and how it is had.
 FETCHED: dict[str, Callable[[], object]] = {
@@ -107,6 +109,25 @@ def client() -> Iterator[Client]:
     from local_cluster import two_workers  # here, since most tests need no Dask, which takes long to import
 
     with two_workers() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Guarded]:
+    """A service that lets some in, which the tests of a file share."""
+    from guarded import Guarded
+
+    guarded = Guarded()
+    yield guarded
+    guarded.close()
+
+
+@pytest.fixture(scope="module")
+def flight_client(guarded: Guarded) -> Iterator[FlightClient]:
+    """Of the guarded service; it shows nothing by itself."""
+    from pyarrow import flight
+
+    with flight.connect(guarded.service.location) as client:
         yield client
 
 

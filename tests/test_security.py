@@ -45,28 +45,15 @@ from flowstate_flight.ticket import write_keys
 from flowstate_sql.session import Session
 
 
-@pytest.fixture(scope="module")
-def guarded() -> Iterator[Guarded]:
-    guarded = Guarded()
-    yield guarded
-    guarded.close()
-
-
-@pytest.fixture(scope="module")
-def client(guarded: Guarded) -> Iterator[flight.FlightClient]:
-    with flight.connect(guarded.service.location) as client:
-        yield client
-
-
 @pytest.mark.parametrize("who", SEES)
 @pytest.mark.parametrize("call", CALLS | REFUSED)
-def test_what_may_not_be_seen_is_not_there_on_any_call(client: flight.FlightClient, who: str, call: str) -> None:
+def test_what_may_not_be_seen_is_not_there_on_any_call(flight_client: flight.FlightClient, who: str, call: str) -> None:
     """Forbidden and unknown answer alike, to the letter."""
     options, asks = shows(token(who)), (CALLS | REFUSED)[call]
     for view, job in WHERE.items():
         if view in SEES[who] and call in REFUSED:
             continue
-        got = outcome(lambda: asks(client, options, job, view), view, job)  # noqa: B023
+        got = outcome(lambda: asks(flight_client, options, job, view), view, job)  # noqa: B023
         keyed = view != "subtotals_late" or "lookup" not in call
         if view in SEES[who] and keyed and call != "scan of a partition that is not there":
             assert got == ("there", None)
@@ -75,44 +62,44 @@ def test_what_may_not_be_seen_is_not_there_on_any_call(client: flight.FlightClie
             if job in {WHERE[each] for each in SEES[who]}:
                 unknown = unknown[:1]  # the job itself is there for them
             for elsewhere, other in unknown:
-                assert outcome(lambda: asks(client, options, elsewhere, other), other, elsewhere) == got  # noqa: B023
+                assert outcome(lambda: asks(flight_client, options, elsewhere, other), other, elsewhere) == got  # noqa: B023
             assert got[0] != "there"
 
 
-def test_lists_name_what_is_there(client: flight.FlightClient) -> None:
+def test_lists_name_what_is_there(flight_client: flight.FlightClient) -> None:
     for who, views in SEES.items():
         options = shows(token(who))
-        listed = {each.descriptor.path[1].decode() for each in client.list_flights(options=options)}
+        listed = {each.descriptor.path[1].decode() for each in flight_client.list_flights(options=options)}
         assert listed == views
-        status = json.loads(act(client, "status", b"", options))
+        status = json.loads(act(flight_client, "status", b"", options))
         assert set(status["jobs"]) == {WHERE[each] for each in views}
-        kinds = {each.type for each in client.list_actions(options)}
+        kinds = {each.type for each in flight_client.list_actions(options)}
         assert kinds == {"directory", "lookup", "status", "cut"}
         if len(status["jobs"]) == 1:
-            directory = json.loads(act(client, "directory", b"", options))
+            directory = json.loads(act(flight_client, "directory", b"", options))
             assert {each["name"] for each in directory["views"]} == views
 
 
-def test_who_sees_nothing_is_told_what_everybody_is_told_where_nothing_is(client: flight.FlightClient) -> None:
+def test_who_sees_nothing_is_told_what_everybody_is_told_where_nothing_is(flight_client: flight.FlightClient) -> None:
     with FlightService() as empty, flight.connect(empty.location) as other:
         for kind in ("directory", "cut"):
             bare = outcome(lambda: act(other, kind, b"", flight.FlightCallOptions()))  # noqa: B023
-            assert outcome(lambda: act(client, kind, b"", shows(token("analyst")))) == bare  # noqa: B023
+            assert outcome(lambda: act(flight_client, kind, b"", shows(token("analyst")))) == bare  # noqa: B023
 
 
-def test_a_cut_is_for_who_sees_the_job(client: flight.FlightClient, guarded: Guarded) -> None:
+def test_a_cut_is_for_who_sees_the_job(flight_client: flight.FlightClient, guarded: Guarded) -> None:
     asked: list[str] = []
     guarded.service.set_cut_handler(lambda job, timeout: asked.append(job) or {"cut": 7, "position": {}})  # type: ignore[func-returns-value]
     for who in ("anna", "clerk", "boss"):
-        assert json.loads(act(client, "cut", b'{"job": "billing"}', shows(token(who))))["cut"] == 7
-    hidden = outcome(lambda: act(client, "cut", b'{"job": "other"}', shows(token("anna"))), "other")
-    assert hidden == outcome(lambda: act(client, "cut", b'{"job": "othex"}', shows(token("anna"))), "othex")
+        assert json.loads(act(flight_client, "cut", b'{"job": "billing"}', shows(token(who))))["cut"] == 7
+    hidden = outcome(lambda: act(flight_client, "cut", b'{"job": "other"}', shows(token("anna"))), "other")
+    assert hidden == outcome(lambda: act(flight_client, "cut", b'{"job": "othex"}', shows(token("anna"))), "othex")
     assert hidden[0] != "there"
     assert asked == ["billing"] * 3
 
 
 def test_pings_and_the_exchange_between_workers_are_for_the_job_alone(
-    client: flight.FlightClient, guarded: Guarded
+    flight_client: flight.FlightClient, guarded: Guarded
 ) -> None:
     command = flight.FlightDescriptor.for_command(json.dumps({"v": 1, "kind": "partition-exchange", "job": "billing"}))
     strange = flight.FlightDescriptor.for_command(json.dumps({"v": 1, "kind": "partition-exchangE", "job": "billing"}))
@@ -124,7 +111,7 @@ def test_pings_and_the_exchange_between_workers_are_for_the_job_alone(
             writer.write_metadata(chunk.app_metadata)
 
     def begin(descriptor: flight.FlightDescriptor, options: flight.FlightCallOptions) -> bytes:
-        writer, reader = client.do_exchange(descriptor, options)
+        writer, reader = flight_client.do_exchange(descriptor, options)
         try:
             writer.write_metadata(b"rows")
             return bytes(reader.read_chunk().app_metadata.to_pybytes())
@@ -135,15 +122,15 @@ def test_pings_and_the_exchange_between_workers_are_for_the_job_alone(
 
     guarded.service.set_exchange_handler(echo)
     assert begin(command, shows(INTERNAL)) == b"rows"
-    assert act(client, "ping", b"{}", shows(INTERNAL)) == b"{}"
+    assert act(flight_client, "ping", b"{}", shows(INTERNAL)) == b"{}"
     for who in SEES:
         refused = outcome(lambda: begin(command, shows(token(who))), "partition-exchange")  # noqa: B023
         assert refused[0] == "FlightServerError"
         assert refused == outcome(lambda: begin(strange, shows(token(who))), "partition-exchangE")  # noqa: B023
-        ping = outcome(lambda: act(client, "ping", b"{}", shows(token(who))), "ping")  # noqa: B023
-        assert ping == outcome(lambda: act(client, "pong", b"{}", shows(token(who))), "pong")  # noqa: B023
+        ping = outcome(lambda: act(flight_client, "ping", b"{}", shows(token(who))), "ping")  # noqa: B023
+        assert ping == outcome(lambda: act(flight_client, "pong", b"{}", shows(token(who))), "pong")  # noqa: B023
     assert served == [b"rows"]
-    assert {each.type for each in client.list_actions(shows(INTERNAL))} >= {"ping"}
+    assert {each.type for each in flight_client.list_actions(shows(INTERNAL))} >= {"ping"}
 
 
 def test_processes_of_the_job_reach_each_other_by_their_own_token(guarded: Guarded) -> None:
@@ -162,31 +149,33 @@ def scan(client: flight.FlightClient, who: str, **fields: Any) -> list[dict[str,
     return ordered(pa.concat_tables([each.replace_schema_metadata() for each in tables]))
 
 
-def test_scans_give_the_rows_that_may_be_seen(client: flight.FlightClient) -> None:
-    assert scan(client, "boss") == ordered(SUBTOTALS)
-    assert scan(client, "anna") == HERS
-    assert scan(client, "anna", columns=("events",)) == sorted(({"events": each["events"]} for each in HERS), key=repr)
+def test_scans_give_the_rows_that_may_be_seen(flight_client: flight.FlightClient) -> None:
+    assert scan(flight_client, "boss") == ordered(SUBTOTALS)
+    assert scan(flight_client, "anna") == HERS
+    assert scan(flight_client, "anna", columns=("events",)) == sorted(
+        ({"events": each["events"]} for each in HERS), key=repr
+    )
     wide = bytes((pc.field("events") >= 0).to_substrait(pa.schema([SUBTOTALS.schema.field("events")])))
-    assert scan(client, "anna", filter=wide) == HERS
-    assert len(scan(client, "anna", limit=1)) == 1
+    assert scan(flight_client, "anna", filter=wide) == HERS
+    assert len(scan(flight_client, "anna", limit=1)) == 1
     theirs = bytes((pc.field("customer") == "customer-4").to_substrait(pa.schema([SUBTOTALS.schema.field("customer")])))
-    assert scan(client, "anna", filter=theirs) == []
-    assert len(scan(client, "boss", filter=theirs)) == 2
+    assert scan(flight_client, "anna", filter=theirs) == []
+    assert len(scan(flight_client, "boss", filter=theirs)) == 2
 
 
-def test_a_key_that_may_not_be_seen_is_a_key_that_is_not_there(client: flight.FlightClient) -> None:
+def test_a_key_that_may_not_be_seen_is_a_key_that_is_not_there(flight_client: flight.FlightClient) -> None:
     options = shows(token("anna"))
-    hers = [each.num_rows for each in exchange(client, options, "subtotals", MINE)]
+    hers = [each.num_rows for each in exchange(flight_client, options, "subtotals", MINE)]
     assert sorted(hers) == [0, 0, 2]
-    theirs, nobodys = (exchange(client, options, "subtotals", each) for each in (THEIRS, NOBODYS))
+    theirs, nobodys = (exchange(flight_client, options, "subtotals", each) for each in (THEIRS, NOBODYS))
     assert theirs == nobodys
     assert [each.num_rows for each in theirs] == [0] * COUNT
-    assert sum(each.num_rows for each in exchange(client, shows(token("boss")), "subtotals", THEIRS)) == 2
+    assert sum(each.num_rows for each in exchange(flight_client, shows(token("boss")), "subtotals", THEIRS)) == 2
     for partition in range(COUNT):
         answers = [ticket("subtotals", partition, keys=write_keys(each)) for each in (THEIRS, NOBODYS)]
-        by_action = [act(client, "lookup", each, options) for each in answers]
+        by_action = [act(flight_client, "lookup", each, options) for each in answers]
         assert by_action[0] == by_action[1]
-        by_get = [client.do_get(flight.Ticket(each), options).read_all() for each in answers]
+        by_get = [flight_client.do_get(flight.Ticket(each), options).read_all() for each in answers]
         assert by_get[0].equals(by_get[1], check_metadata=True)
         assert by_get[0].num_rows == 0
 
@@ -227,7 +216,7 @@ def test_a_condition_of_the_asker_meets_no_row_of_others(guarded: Guarded) -> No
             whole.scan("subtotals", filter=pc.scalar(1) / (pc.field("events") - 4) != 7)
 
 
-def test_a_row_that_cannot_be_read_is_not_told_to_others(guarded: Guarded, client: flight.FlightClient) -> None:
+def test_a_row_that_cannot_be_read_is_not_told_to_others(guarded: Guarded, flight_client: flight.FlightClient) -> None:
     class Broken:
         """The sum of customer-4 does not fit its type."""
 

@@ -8,7 +8,7 @@ import json
 import logging
 import pickle
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +44,6 @@ from flowstate.view.rights import ANYBODY
 from flowstate_flight import FlightReader, FlightService, auth, connect
 from flowstate_flight.credentials import Credentials
 
-
-@pytest.fixture(scope="module")
-def guarded() -> Iterator[Guarded]:
-    guarded = Guarded()
-    yield guarded
-    guarded.close()
-
-
-@pytest.fixture(scope="module")
-def client(guarded: Guarded) -> Iterator[flight.FlightClient]:
-    with flight.connect(guarded.service.location) as client:
-        yield client
-
-
 # credentials
 
 
@@ -91,22 +77,22 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_wrong_is_refused_in_the_same_words(client: flight.FlightClient, what: str) -> None:
+def test_what_is_wrong_is_refused_in_the_same_words(flight_client: flight.FlightClient, what: str) -> None:
     options = WRONG[what]
-    refused(lambda: list(client.list_flights(options=options)))
-    refused(lambda: client.get_flight_info(path("subtotals"), options))
-    refused(lambda: client.get_schema(path("subtotals"), options))
-    refused(lambda: client.do_get(flight.Ticket(ticket("subtotals")), options).read_all())
-    refused(lambda: list(client.list_actions(options)))
+    refused(lambda: list(flight_client.list_flights(options=options)))
+    refused(lambda: flight_client.get_flight_info(path("subtotals"), options))
+    refused(lambda: flight_client.get_schema(path("subtotals"), options))
+    refused(lambda: flight_client.do_get(flight.Ticket(ticket("subtotals")), options).read_all())
+    refused(lambda: list(flight_client.list_actions(options)))
     for kind in ("directory", "lookup", "status", "cut", "ping", "nonsense"):
-        refused(lambda: act(client, kind, b"", options))  # noqa: B023
-    refused(lambda: client.do_exchange(flight.FlightDescriptor.for_command(b"{}"), options)[1].read_chunk())
-    refused(lambda: client.do_put(path("subtotals"), MINE.schema, options)[0].close())
+        refused(lambda: act(flight_client, kind, b"", options))  # noqa: B023
+    refused(lambda: flight_client.do_exchange(flight.FlightDescriptor.for_command(b"{}"), options)[1].read_chunk())
+    refused(lambda: flight_client.do_put(path("subtotals"), MINE.schema, options)[0].close())
 
 
-def test_a_login_gives_a_token_and_tells_nothing_when_it_fails(client: flight.FlightClient) -> None:
-    given = client.authenticate_basic_token("anna", PASSWORD)
-    seen = client.list_flights(options=flight.FlightCallOptions(headers=[given]))
+def test_a_login_gives_a_token_and_tells_nothing_when_it_fails(flight_client: flight.FlightClient) -> None:
+    given = flight_client.authenticate_basic_token("anna", PASSWORD)
+    seen = flight_client.list_flights(options=flight.FlightCallOptions(headers=[given]))
     assert [each.descriptor.path for each in seen] == [[b"billing", b"subtotals"]]
     texts = set()
     for user, password in (
@@ -118,7 +104,7 @@ def test_a_login_gives_a_token_and_tells_nothing_when_it_fails(client: flight.Fl
         ("", PASSWORD),
     ):
         with pytest.raises(flight.FlightUnauthenticatedError) as error:
-            client.authenticate_basic_token(user, password)
+            flight_client.authenticate_basic_token(user, password)
         texts.add(str(error.value))
     assert len(texts) == 1
 
@@ -341,7 +327,9 @@ def test_a_service_without_access_asks_nothing_and_looks_at_nothing() -> None:
 # secrets
 
 
-def test_no_secret_is_shown(guarded: Guarded, client: flight.FlightClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_secret_is_shown(
+    guarded: Guarded, flight_client: flight.FlightClient, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     given = guarded.access.login("anna", PASSWORD)
     assert given is not None
@@ -360,12 +348,12 @@ def test_no_secret_is_shown(guarded: Guarded, client: flight.FlightClient, caplo
     for each in (*SEES, "former"):
         options = shows(token(each))
         for call in CALLS.values():
-            note(lambda: call(client, options, "billing", "subtotals"))  # noqa: B023
-        note(lambda: act(client, "status", b"", options))  # noqa: B023
-        note(lambda: act(client, "nonsense", b"", options))  # noqa: B023
+            note(lambda: call(flight_client, options, "billing", "subtotals"))  # noqa: B023
+        note(lambda: act(flight_client, "status", b"", options))  # noqa: B023
+        note(lambda: act(flight_client, "nonsense", b"", options))  # noqa: B023
     for options in WRONG.values():
-        note(lambda: act(client, "status", b"", options))  # noqa: B023
-    note(lambda: client.authenticate_basic_token("anna", PASSWORD + "x"))
+        note(lambda: act(flight_client, "status", b"", options))  # noqa: B023
+    note(lambda: flight_client.authenticate_basic_token("anna", PASSWORD + "x"))
     for reader in (
         connect(guarded.service.location, "billing", token=token("anna")),
         connect(guarded.service.location, "billing", login=("anna", PASSWORD)),

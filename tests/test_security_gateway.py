@@ -48,7 +48,7 @@ def gateway() -> Iterator[Gateway]:
 
 
 @pytest.fixture(scope="module")
-def client(gateway: Gateway) -> Iterator[flight.FlightClient]:
+def flight_client(gateway: Gateway) -> Iterator[flight.FlightClient]:
     with flight.connect(gateway.address) as client:
         yield client
 
@@ -81,33 +81,33 @@ ASKED: dict[str, Any] = {name: call for name, call in CALLS.items() if name.star
 
 @pytest.mark.parametrize("who", SEES)
 @pytest.mark.parametrize("call", ASKED)
-def test_what_may_not_be_seen_is_not_there(client: flight.FlightClient, who: str, call: str) -> None:
+def test_what_may_not_be_seen_is_not_there(flight_client: flight.FlightClient, who: str, call: str) -> None:
     options, asks = shows(token(who)), ASKED[call]
     for view in ("subtotals", "subtotals_late"):
-        got = outcome(lambda: asks(client, options, "billing", view), view)  # noqa: B023
+        got = outcome(lambda: asks(flight_client, options, "billing", view), view)  # noqa: B023
         if view in SEES[who]:
             assert got == ("there", None) or (view == "subtotals_late" and "lookup" in call)
         else:
             assert got[0] != "there"
-            assert got == outcome(lambda: asks(client, options, "billing", near(view)), near(view))  # noqa: B023
+            assert got == outcome(lambda: asks(flight_client, options, "billing", near(view)), near(view))  # noqa: B023
 
 
-def test_lists_name_what_is_there(client: flight.FlightClient) -> None:
+def test_lists_name_what_is_there(flight_client: flight.FlightClient) -> None:
     for who, seen in SEES.items():
         views = {each for each in seen if WHERE[each] == "billing"}
-        listed = {each.descriptor.path[1].decode() for each in client.list_flights(options=shows(token(who)))}
+        listed = {each.descriptor.path[1].decode() for each in flight_client.list_flights(options=shows(token(who)))}
         assert listed == views
-        status = json.loads(act(client, "status", b"", shows(token(who))))
+        status = json.loads(act(flight_client, "status", b"", shows(token(who))))
         assert set(status["jobs"]) == ({"billing"} if views else set())
         if views:
-            directory = json.loads(act(client, "directory", b"", shows(token(who))))
+            directory = json.loads(act(flight_client, "directory", b"", shows(token(who))))
             assert {each["name"] for each in directory["views"]} == views
 
 
-def test_rows_and_keys(client: flight.FlightClient, gateway: Gateway) -> None:
+def test_rows_and_keys(flight_client: flight.FlightClient, gateway: Gateway) -> None:
     def scan(who: str, **fields: Any) -> list[dict[str, object]]:
         asked = flight.Ticket(ticket("subtotals", None, **fields))
-        return ordered(client.do_get(asked, shows(token(who))).read_all())
+        return ordered(flight_client.do_get(asked, shows(token(who))).read_all())
 
     def encoded(condition: pc.Expression, *columns: str) -> bytes:
         return bytes(condition.to_substrait(pa.schema([SUBTOTALS.schema.field(each) for each in columns])))
@@ -118,10 +118,10 @@ def test_rows_and_keys(client: flight.FlightClient, gateway: Gateway) -> None:
     assert scan("anna", columns=("events",), filter=encoded(pc.field("events") >= 0, "events"), limit=1) == [
         {"events": HERS[0]["events"]}
     ]
-    assert ordered(pa.Table.from_batches([exchange(client, "anna", "subtotals", MINE)])) == HERS
-    assert exchange(client, "anna", "subtotals", THEIRS) == exchange(client, "anna", "subtotals", NOBODYS)
-    assert exchange(client, "anna", "subtotals", THEIRS).num_rows == 0
-    assert exchange(client, "boss", "subtotals", THEIRS).num_rows == 2
+    assert ordered(pa.Table.from_batches([exchange(flight_client, "anna", "subtotals", MINE)])) == HERS
+    assert exchange(flight_client, "anna", "subtotals", THEIRS) == exchange(flight_client, "anna", "subtotals", NOBODYS)
+    assert exchange(flight_client, "anna", "subtotals", THEIRS).num_rows == 0
+    assert exchange(flight_client, "boss", "subtotals", THEIRS).num_rows == 2
     with fs.connect(gateway.address, login=("anna", PASSWORD)) as reads:
         assert list(reads) == ["subtotals"]
         assert ordered(reads["subtotals"].to_table()) == HERS
@@ -130,10 +130,10 @@ def test_rows_and_keys(client: flight.FlightClient, gateway: Gateway) -> None:
             reads["subtotals"]["customer-4", "a"]
 
 
-def test_nobody_else_is_let_in(client: flight.FlightClient, gateway: Gateway) -> None:
+def test_nobody_else_is_let_in(flight_client: flight.FlightClient, gateway: Gateway) -> None:
     for given in (INTERNAL, "x", token("former")):  # the token of the job's own processes is none of the gateway's
         with pytest.raises(flight.FlightUnauthenticatedError, match=auth.NOT_LET_IN):
-            list(client.list_flights(options=shows(given)))
+            list(flight_client.list_flights(options=shows(given)))
     with pytest.raises(InvalidFlow, match="refused these credentials"):
         connect(gateway.address)
     with pytest.raises(InvalidFlow, match="access="):

@@ -46,13 +46,6 @@ HIDDEN = [
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[Guarded]:
-    guarded = Guarded()
-    yield guarded
-    guarded.close()
-
-
-@pytest.fixture(scope="module")
 def served(guarded: Guarded) -> Iterator[ServedSql]:
     with FlightReader(guarded.service.location, "billing", token=INTERNAL) as reader:
         served = ServedSql(reader)
