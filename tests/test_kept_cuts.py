@@ -15,7 +15,9 @@ from one_partition import VIEW, OnePartition
 from flowstate.clock import SystemClock
 from flowstate.errors import InvalidFlow, Unavailable
 from flowstate.plan.spec import AggregateSpec
+from flowstate.runtime.contents import Frozen
 from flowstate.runtime.kept import Stream, beyond, cost
+from flowstate.runtime.pump import Pump
 from flowstate.state.pieces import Pieces
 from flowstate.view.freshness import Freshness, checked
 from flowstate_flight import FlightReader
@@ -95,6 +97,21 @@ def session_cut(reader: FlightReader) -> int:
     made = reader.make_cut()
     reader.keep_cut(made)
     return int(made["cut"])
+
+
+def test_a_cut_is_told_when_it_is_kept_and_no_sooner(one: OnePartition) -> None:
+    """The reporter tells what it finds at any moment; who hears of a cut before it is kept would be refused."""
+    told = []
+    keep = one.keep_cut
+
+    def keep_cut(pump: Pump, cut: int, frozen: Frozen) -> None:
+        told.append(pump.cut.get("cut") == cut)
+        keep(pump, cut, frozen)
+
+    one.keep_cut = keep_cut  # type: ignore[method-assign]
+    for _ in range(3):
+        one.make_cut()
+    assert told == [False] * 3
 
 
 def touch_every_chunk(one: OnePartition) -> None:

@@ -158,6 +158,29 @@ def test_a_held_split_waits_and_a_closed_cut_lets_it_go() -> None:
     assert machine.held == set()  # a marker of a closed cut
 
 
+def test_a_marker_has_the_first_claim_on_room() -> None:
+    """Under load rows would take the room that is acknowledged again and again, and no cut would ever come about."""
+    machine = reader(at=10)
+    for number in range(2):
+        machine.accept(attach(number, Place(10)))  # each is sent a Start
+    window = machine.readings["a"].streams[1].window
+    while window.room:
+        window.sent(1)
+    machine.hear(table(2, cut=1))
+    assert machine.mark() == [] and machine.reads() == {}
+    machine.acknowledged(StreamId("a", 1, 1, 1, 1), 1)
+    assert machine.reads() == {}
+    assert machine.mark() == [Put(StreamId("a", 1, each, 1, 1), Marker(1)) for each in range(2)]
+    machine.acknowledged(StreamId("a", 1, 1, 1, 1), 1)
+    assert machine.reads() == {"a": (10, None)} and machine.mark() == []
+
+
+def test_what_tells_two_tables_apart() -> None:
+    assert table(3, cut=2, closed=1, saves=True).same_but_for_cuts(table(2, cut=1))
+    assert not table(3, cut=1).same_but_for_cuts(table(2, cut=1, draining=True))
+    assert not table(3).same_but_for_cuts(table(2, epochs={0: 2, 1: 1}))
+
+
 def test_nothing_is_read_while_paused_and_silence_begins_anew() -> None:
     machine = reader(at=10)
     machine.accept(attach(0, Place(10)))

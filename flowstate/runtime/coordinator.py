@@ -329,13 +329,14 @@ class Coordinator:
             if len(self.cut_taken) == len(self.members):
                 positions = list(self.cut_taken.values())
                 self.cut_opened = None
-                out = self._change(close=False, closed=self.table.cut)
+                # Nobody waits to hear of its end, since all have let go of what they held: the next table tells it.
+                self._change(close=False, closed=self.table.cut)
                 if any(position != positions[0] for position in positions):
-                    return [*out, CutFailed(self.table.cut, "partitions took the cut at different positions")]
+                    return [CutFailed(self.table.cut, "partitions took the cut at different positions")]
                 done = CutDone(self.table.cut, positions[0])
                 if self.table.saves:
                     self.done = done
-                return [*out, done]
+                return [done]
         saved = report.get("cut_saved")
         if saved and self.done is not None and saved["cut"] == self.done.cut:
             if "version" not in saved:  # it is in no manifest of this partition: another cut may be

@@ -41,6 +41,7 @@ from flowstate_flight.server import FlightService
 
 NAME = "flowstate-host"
 REPORT_EVERY = 0.25
+EXPIRE_EVERY = 0.1
 
 
 class Host(WorkerPlugin):
@@ -73,6 +74,7 @@ class Host(WorkerPlugin):
         self.lease = Lease()
         self.secret = secrets.token_hex(12)  # names this process, and tells the supervisor's pings from those of others
         self._pings: dict[int, float] = {}
+        self._next_expiry = 0.0
         self._closing: asyncio.Task[Any] | None = None
         self.pool = aside_pool()
         host, port = self.bind
@@ -223,10 +225,6 @@ class Host(WorkerPlugin):
             except TimeoutError:
                 pass
             self._urgent.clear()
-            here = list(self.served.values())
-            for served in here:
-                served.budget = BUDGET // len(here)
-                served.expire()
             reports = [describe(pump) for pump in list(self.pumps.values())]
             sent = self.clock.monotonic()
             try:
@@ -250,6 +248,18 @@ class Host(WorkerPlugin):
             if answer["dead"]:
                 self._go()
                 return
+            self._expire()
+
+    def _expire(self) -> None:
+        """Let go of what is held for readers for too long; now and then, and while nobody waits for a report."""
+        now = self.clock.monotonic()
+        if now < self._next_expiry:
+            return
+        self._next_expiry = now + EXPIRE_EVERY
+        here = list(self.served.values())
+        for served in here:
+            served.budget = BUDGET // len(here)
+            served.expire()
 
     def _go(self) -> None:
         """The supervisor has given this process up, and its partitions to others: it was stopped for long, or held. What it still does is

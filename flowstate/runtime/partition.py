@@ -151,13 +151,13 @@ class Partition:
             reading.acknowledged(stream, count)
 
     def reads(self) -> dict[str, tuple[int, int | None]]:
-        """Split -> (offset, stop) of what may be polled now; nothing while the job is paused. (Gaps are filled all the same: others have
-        read that far.)"""
+        """Split -> (offset, stop) of what may be polled now; nothing while the job is paused (gaps are filled all the same: others have
+        read that far), nor of a split whose marker waits for room."""
         wanted: dict[str, tuple[int, int | None]] = {}
         if self.table.paused:
             return wanted
         for split, reading in self.readings.items():
-            if not reading.wanted or self.table.stopping:
+            if not reading.wanted or self.table.stopping or reading.mark_due(self.table):
                 continue
             stop = reading.stop_before()
             if self.table.draining and reading.end is None:
@@ -385,13 +385,16 @@ class Partition:
             if self.table.paused:
                 reading.read_at = now  # a split is not silent because nobody asks it: its silence begins anew
             out += reading.controls()
-            out += reading.mark(self.table)
             out += reading.shed(now, self.patience.full)
             # The end is decided like a floor (R6): an owner that follows a replaced reader may be past what this one sees now.
             if self.table.draining and reading.end is None and not reading.resolving_end and reading.leads:
                 reading.resolving_end = True
                 out.append(ResolveEnd(reading.split, reading.epoch))
-        return out
+        return out + self.mark()
+
+    def mark(self) -> list[Instruction]:
+        """The markers of the open cut that can go out now (C1); also called before rows are read, so that fewer lie before them."""
+        return [each for reading in self.readings.values() for each in reading.mark(self.table)]
 
     @property
     def cut_is_open(self) -> bool:

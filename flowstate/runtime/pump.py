@@ -175,6 +175,9 @@ class Pump:
             moved = self._drain_inbox()
             moved |= self._consume(machine)
             moved |= self._fill(machine)
+            moved |= self._drain_inbox()
+            if machine.cut_is_open:
+                moved |= self._align(machine)
             if moved:
                 self.awaited.tell()
             wanted = machine.reads()
@@ -205,6 +208,17 @@ class Pump:
             self._pace.applied(machine.contents.applied_rows - rows, self.clock.monotonic() - begun)
             self._carry_out(instructions)
         return bool(splits)
+
+    def _align(self, machine: Partition) -> bool:
+        """An open cut goes before what is not read yet: its markers go out, and what lies before them is taken in, as far as it is here."""
+        moved = False
+        for _ in range(machine.window.messages + 1):
+            self._carry_out(machine.mark())
+            moved |= self._drain_inbox()
+            if not machine.cut_is_open or not self._consume(machine):
+                break
+            moved = True
+        return moved
 
     def _fill(self, machine: Partition) -> bool:
         if not machine.goals:
@@ -285,10 +299,12 @@ class Pump:
         return self.machine
 
     def _hear(self, table: Table) -> None:
+        before = self._machine.table
         with self.gate:
             instructions = self._machine.hear(table)
         self._carry_out(instructions)
-        self._report()
+        if not self._machine.table.same_but_for_cuts(before):  # what becomes of a cut is reported when it has
+            self._report()
 
     def _accept(self, attach: Attach, port: Port) -> None:
         instructions = self._machine.accept(attach)
@@ -328,8 +344,8 @@ class Pump:
 
     def _cut_taken(self, taken: CutTaken) -> None:
         position = {split: list(place) for split, place in taken.frozen.marks.position.items()}
-        self.cut = {"cut": taken.cut, "position": position}
         self.surroundings.keep_cut(self, taken.cut, taken.frozen)
+        self.cut = {"cut": taken.cut, "position": position}  # any report tells it from here on, so it is kept by now
         if self._machine.table.saves and self._commits.machine.saving:
             self._commits.cut_missed(taken.cut)
         elif self._machine.table.saves:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from flowstate.source.base import SplitInfo
@@ -50,6 +50,10 @@ class Table:
     draining: bool = False
     stopping: bool = False
     paused: bool = False
+
+    def same_but_for_cuts(self, other: Table) -> bool:
+        """Whether nothing but the cut that is open tells the two apart."""
+        return self == replace(other, version=self.version, cut=self.cut, closed=self.closed, saves=self.saves)
 
     def dump(self) -> dict[str, Any]:
         """Plain data for a Dask message."""
