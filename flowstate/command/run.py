@@ -129,6 +129,7 @@ class Run:
             try:
                 status = self._bounded(ANSWER, "the scheduler", job.status)
             except Unavailable as error:
+                self._wait(LOOK)  # connections of a process that dies are closed a little before its end can be seen
                 raise Unavailable(self.cluster.trouble(self._say) or error.message) from error
             match status["state"]:
                 case "finished":
