@@ -116,6 +116,13 @@ def test_a_part_that_takes_too_long_is_ended_and_the_next_is_not(monkeypatch: py
         assert [int(row["n"]) for each in batches for row in each.to_pylist()] == [499_500 * count]
 
 
+def test_any_number_of_time_zones_may_be_asked_in_one_after_the_other(harness: Harness) -> None:
+    query = "select hour(timestamptz '2026-01-01 00:00:00+00') as h from __rows limit 1"
+    for hours in [*range(12), 3]:
+        found = asked(harness, PartialQuery(query, {}, f"Etc/GMT-{hours}").to_text())
+        assert found.column("h").to_pylist() == [hours]
+
+
 def test_parts_of_several_queries_and_schemas_at_once() -> None:
     kinds = [pa.int32(), pa.int64(), pa.float64()]
 

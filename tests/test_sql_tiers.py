@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -20,7 +21,7 @@ from flowstate.view.directory import Directory, LivePartition
 from flowstate.view.freshness import Freshness
 from flowstate.view.saved import Saved
 from flowstate_flight import FlightReader
-from flowstate_sql import Session
+from flowstate_sql import Session, tiers
 from flowstate_sql.partial import answer_partial
 from flowstate_sql.split import SPLIT
 
@@ -280,6 +281,33 @@ def test_a_query_that_is_nested_deeply_is_computed_in_full(harness: Harness) -> 
     assert harness.told(f"explain {query}")[-1] == "not computed in parts: it is nested deeply"
 
 
+# parts that are nearly as many as rows
+
+
+def test_parts_that_are_nearly_as_many_as_rows_are_rows_the_next_time(
+    changing: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiers, "FEW_GROUPS", 10)
+    monkeypatch.setattr(tiers, "MANY_FOR", 3)
+    query = "select id % $1 as g, sum(total) as total, avg(number) from data group by g order by g limit 7"
+    assert changing.check(query, [40])
+    told = changing.told(f"explain {query}", [40])
+    assert told[0].startswith("tier 3")
+    (groups,) = re.findall(r"it made (\d+) groups of 60 rows when it was computed in parts last", told[-1])
+    assert int(groups) > 30  # 40 of all, and of each partition those that it has rows of
+    assert not changing.check(query, [40])
+    assert not changing.check(query, [2])  # by the parts, whatever is asked
+    assert changing.check(query, [2])  # tried again
+    assert changing.check(query, [2])  # and worth its while
+
+
+def test_many_groups_of_many_more_rows_stay_parts(changing: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "FEW_GROUPS", 2)
+    for query in ("select id % 5 as g, count(*) from data group by g", "select sum(id) from data"):
+        assert changing.check(query)
+        assert changing.check(query)
+
+
 # how fresh
 
 
@@ -361,10 +389,11 @@ def test_an_error_of_a_value_is_that_of_the_query(harness: Harness) -> None:
 
 
 def test_rows_of_a_view_are_never_mixed_with_the_names_of_parts(shared: Harness) -> None:
-    table = pa.table({"__g0": ["a", "b", "a"], "__a0": [1, 2, 3], "id": [1, 2, 3]})
+    table = pa.table({"__g0": ["a", "b", "a"], "__a0": [1, 2, 3], "__n": [7, 7, 8], "id": [1, 2, 3]})
     shared.load(table, ())
     for query in (
         "select __a0 as __g0, sum(id) as __a0 from data group by __a0",
         "select __g0, sum(__a0) from data group by __g0",
+        "select __n, sum(__n) as __n from data where __n > 6 group by __n",
     ):
         assert shared.check(query)

@@ -15,8 +15,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset
 
-#: Cursors that are kept, of all schemas.
-KEPT = 8
+#: Cursors that are kept, of all schemas, and characters of a query that is.
+KEPT, LONGEST = 8, 4096
 
 
 class Reading:
@@ -34,9 +34,11 @@ class Reading:
         try:
             if values:
                 return self.cursor.sql(query, params=dict(values)).to_arrow_table()
-            if self._bound is None or self._bound[0] != query:
-                self._bound = query, self.cursor.sql(query)
-            return self._bound[1].to_arrow_table()
+            if self._bound is not None and self._bound[0] == query:
+                return self._bound[1].to_arrow_table()
+            relation = self.cursor.sql(query)
+            self._bound = (query, relation) if len(query) <= LONGEST else None
+            return relation.to_arrow_table()
         finally:
             self._rows.batches = None
 

@@ -28,6 +28,8 @@ from flowstate_sql.syntax import (
 
 #: The table of the parts.
 PARTS = "__parts"
+#: The column of it that tells how many rows each of them is made of, where there are groups.
+MADE_OF = "__n"
 
 _COUNTS = {"count", "count_star"}
 _ADDED = {"sum", "count_if", "countif", *_COUNTS}
@@ -168,6 +170,8 @@ class _Splitting:
         group_names = [f"__g{at}" for at in range(len(groups))]
         select = [named(each, name) for each, name in zip(groups, group_names, strict=True)]
         select += [named(each, f"__a{at}") for at, each in enumerate(parts)]
+        if groups:
+            select += [named(each, MADE_OF) for each in self._syntax.expressions(["count(*)"])]
         partial = self._select(select, groups, ROWS)
         known = [(bare(each), merge) for each, merge in zip(found, merges, strict=True)]
         known += [(bare(each), column(name)) for each, name in zip(groups, group_names, strict=True)]

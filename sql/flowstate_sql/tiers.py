@@ -5,6 +5,10 @@
    down is found out by running it over nothing (`pushed`), so that the first holds for it, too.
 3. Everything else runs here, over the rows and columns that are pushed down of each view.
 
+Parts are worth their trouble where they are fewer than rows: with more than half as many (measured: 100,000 rows, of one partition) each
+group is made twice, here and there, for less than half of the bytes. So what groups by all keys of the view is not split; and parts tell
+how many rows they are made of: where they turn out to be more than half, the next `MANY_FOR` runs of the same parts go by the rows.
+
 All give the same. Where a partition does not compute its part (an older worker, too little memory, no right to), the part is computed here
 over its rows.
 """
@@ -27,12 +31,14 @@ from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import LATEST, Freshness
 from flowstate_flight.partial import Partial
 from flowstate_sql.catalog import Reader
+from flowstate_sql.kept import Kept
 from flowstate_sql.partial import PartialQuery, answer_partial, compute
 from flowstate_sql.reading import Reading
-from flowstate_sql.split import PARTS, split
+from flowstate_sql.split import MADE_OF, PARTS, split
 from flowstate_sql.syntax import ROWS, NotSplit, Syntax, chosen_values
 
-_KEPT = 256
+#: Groups that are too few to matter, and runs by the rows after which parts are tried again.
+FEW_GROUPS, MANY_FOR = 1000, 100
 
 
 @runtime_checkable
@@ -74,31 +80,51 @@ class SplitPlan:
     depends: bool
 
 
+@dataclass
+class _Many:
+    """Parts that were nearly as many as rows, and the times since that the rows were asked for instead."""
+
+    groups: int
+    rows: int
+    runs: int = 0
+
+
 class Planner:
     """Plans by the text of the query; those of the last ones are kept."""
 
     def __init__(self, cursor: Callable[[], duckdb.DuckDBPyConnection], time_zone: str) -> None:
         """`cursor` gives a new one of the locked session."""
-        self._cursor, self._time_zone = cursor, time_zone
-        self._known: dict[tuple[Any, ...], SplitPlan | str] = {}
-        self._whole: dict[str, str] = {}  # texts that are not split, whatever they are asked with
+        self.cursor, self._time_zone = cursor, time_zone
+        self._known = Kept[SplitPlan | str]()
+        self._whole = Kept[str]()  # texts that are not split, whatever they are asked with
+        self._many = Kept[_Many]()  # by view and partial query
 
     def plan(self, query: str, info: ViewInfo, values: Mapping[str, Any]) -> SplitPlan | str:
         """How `query`, over one view, is split; or why it is not."""
         if (reason := self._whole.get(query)) is not None:
             return reason
-        cursor = self._cursor()
+        cursor = self.cursor()
         try:
             key = (query, info.name, info.schema.remove_metadata(), _types_of(cursor, values))
             found = self._known.get(key)
             if found is None:
-                for each in (self._known, self._whole):
-                    if len(each) >= _KEPT:
-                        each.clear()
-                found = self._known[key] = self._planned(cursor, query, info, values)
-            return found
+                found = self._planned(cursor, query, info, values)
+                self._known.put(key, found, len(query))
         finally:
             cursor.close()
+        if isinstance(found, SplitPlan) and (many := self._many.get((info.name, found.partial))) is not None:
+            many.runs += 1
+            if many.runs <= MANY_FOR:
+                return f"it made {many.groups} groups of {many.rows} rows when it was computed in parts last"
+            self._many.drop((info.name, found.partial))
+        return found
+
+    def made(self, view: str, partial: str, parts: pa.Table) -> None:
+        """Take note of how many groups became of how many rows."""
+        if parts.num_rows >= FEW_GROUPS and MADE_OF in parts.schema.names:
+            rows = pc.sum(parts.column(MADE_OF)).as_py()
+            if 2 * parts.num_rows > rows:
+                self._many.put((view, partial), _Many(parts.num_rows, rows), len(partial))
 
     def _planned(
         self, cursor: duckdb.DuckDBPyConnection, query: str, info: ViewInfo, values: Mapping[str, Any]
@@ -115,7 +141,7 @@ class Planner:
                 syntax.check_select(whole)
                 syntax.check_grouped(whole)
             except NotSplit as reason:
-                self._whole[query] = str(reason)
+                self._whole.put(query, str(reason), len(query))
                 raise
             cursor.register(info.name, empty)
             wanted = cursor.sql(query, params=dict(values) or None)
@@ -149,7 +175,7 @@ class Planner:
         """What the parts read of the view."""
         if not plan.depends:
             return Pushed(plan.columns, plan.filter)
-        cursor = self._cursor()
+        cursor = self.cursor()
         try:
             found, _ = push(cursor, plan.partial, info, chosen_values(plan.partial_names, values))
             return Pushed(plan.columns, found.filter)
@@ -168,7 +194,7 @@ class Planner:
         """The parts, computed anew by each scan."""
         pushed = self.pushed(plan, info, values)
         query = PartialQuery(plan.partial, chosen_values(plan.partial_names, values) or {}, self._time_zone)
-        return PartsDataset(reader, info, plan, pushed, query, fresh, seen, self._cursor)
+        return PartsDataset(reader, info, plan, pushed, query, fresh, seen, self)
 
 
 Seen = Callable[[str, Answer], None]
@@ -186,11 +212,11 @@ class PartsDataset(pyarrow.dataset.Dataset):
         query: PartialQuery,
         fresh: Freshness,
         seen: Seen,
-        cursor: Callable[[], duckdb.DuckDBPyConnection],
+        planner: Planner,
     ) -> None:
         # as catalog.LiveDataset, not the base's own __init__
         self._reader, self._info, self._plan, self._pushed = reader, info, plan, pushed
-        self._query, self._fresh, self._seen, self._cursor = query, fresh, seen, cursor
+        self._query, self._fresh, self._seen, self._planner = query, fresh, seen, planner
 
     @property
     def schema(self) -> pa.Schema:
@@ -201,6 +227,7 @@ class PartsDataset(pyarrow.dataset.Dataset):
     ) -> _Scanner:
         def read() -> pa.RecordBatchReader:
             table = self.read()
+            self._planner.made(self._info.name, self._plan.partial, table)
             if filter is not None:
                 table = table.filter(filter)
             names = self.schema.names if columns is None else list(columns) or self.schema.names[:1]
@@ -222,7 +249,7 @@ class PartsDataset(pyarrow.dataset.Dataset):
     def _computed_here(self, columns: list[str]) -> pa.Table:
         stream = self._reader.scan_reader(self._info.name, columns, self._pushed.filter, fresh=self._fresh)
         self._note(stream)
-        cursor = self._cursor()
+        cursor = self._planner.cursor()
         try:
             return compute(Reading(cursor, ROWS, stream.schema.remove_metadata()), iter(stream), self._query)
         finally:
