@@ -93,8 +93,8 @@ def server_options(host: str, access: Admits, tls: Tls | None = None, *, interna
             raise InvalidFlow("access is an Access, or 'none' to let everybody read everything", got=access)
         if access is None and not is_loopback(host):
             raise InvalidFlow(
-                "this would let everybody who reaches this address read everything; give access=fs.Access.from_file(...), and tls=, "
-                "or listen on 127.0.0.1; access='none' says that it is meant so",
+                "this would let everybody who reaches this address read everything; give access=fs.Access.from_file(...) (--access) "
+                "and tls=, or listen on 127.0.0.1; access='none' says that it is meant so",
                 host=host,
             )
         return options

@@ -51,8 +51,8 @@ class HttpService:
             raise InvalidFlow("access is an Access, or 'none' to let everybody read everything", got=access)
         if access is None and not is_loopback(host):
             raise InvalidFlow(
-                "this would let everybody who reaches this address read everything; give access=fs.Access.from_file(...), and tls=, "
-                "or listen on 127.0.0.1; access='none' says that it is meant so",
+                "this would let everybody who reaches this address read everything; give access=fs.Access.from_file(...) (--access) "
+                "and tls=, or listen on 127.0.0.1; access='none' says that it is meant so",
                 host=host,
             )
         encrypted = None if tls is None else context_of(tls)
