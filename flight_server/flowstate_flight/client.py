@@ -18,15 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowstate.clock import Clock, SystemClock
-from flowstate.errors import Behind, FlowstateError, InternalError, InvalidFlow, Moved, Unavailable
-from flowstate.plan.position import Place
+from flowstate.errors import Behind, FlowstateError, InternalError, InvalidFlow
 from flowstate.view.answer import Answer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, LivePartition, PartitionInfo, ViewInfo
-from flowstate.view.freshness import LATEST, Freshness, behind, missing
+from flowstate.view.freshness import LATEST, Freshness
 from flowstate.view.saved import SavedStates
-from flowstate_flight.actions import CUT_TIMEOUT
 from flowstate_flight.changes import Changes
+from flowstate_flight.cuts import Cuts
 from flowstate_flight.exchange_call import StreamBroken, waiting
 from flowstate_flight.expression import DecodedFilter, encode_filter
 from flowstate_flight.gathering import Gathering, Reading
@@ -47,8 +46,6 @@ AHEAD = 8 << 20
 PER_KEY = 1e-5
 #: Keys that a cut is asked for by a filter; for more, whose filter would be long, all rows of their owners come and are chosen from here.
 FEW_KEYS = 32
-#: Cuts of which a reader knows who keeps them.
-NOTED = 1000
 
 
 def connect(address: str | Sequence[str], job: str | None = None, **options: Any) -> FlightReader:
@@ -83,6 +80,7 @@ class FlightReader:
         self._reading = Reading(
             self._pool, self._routing, saved, self._clock, grace=grace, patience=patience, timeout=timeout
         )
+        self._cuts = Cuts(self._reading)
 
     def directory(self) -> Directory:
         return self._routing.current()
@@ -121,81 +119,16 @@ class FlightReader:
 
     def make_cut(self, timeout: float = 5.0) -> dict[str, Any]:
         """One consistent cut over all partitions, made now and kept there on a lease: ``{"cut": number, "position": {split: place}}``.
-        Any worker passes it on to the job. Who reads it more than once calls `keep_cut`. Raises Unavailable if it does not come about
-        within `timeout` seconds."""
-        until, refused = self._clock.monotonic() + timeout, None
-        directory = self.directory()
-        while True:
-            for location in dict.fromkeys(each.location for each in directory.partitions if each.location):
-                left = until - self._clock.monotonic()
-                if left <= 0:
-                    break
-                body = json.dumps({"job": directory.job, "timeout": left}).encode()
-                try:
-                    made: dict[str, Any] = json.loads(self._pool.act(location, "cut", body, left + 1.0))
-                except (Moved, Unavailable, InvalidFlow) as error:  # the job may be elsewhere by now
-                    refused = error
-                else:
-                    self._note_cut(made)
-                    return made
-            left = until - self._clock.monotonic()
-            if isinstance(refused, InvalidFlow) or left <= 0 or self._reading.closing.wait(min(0.1, left)):
-                raise refused or Unavailable("no worker is there to make a cut", job=directory.job, retry_after=1.0)
-            try:
-                directory = self.refresh()
-            except FlowstateError:
-                pass  # nobody can tell where it is now; it may be where it was
-
-    def moment(self, fresh: Freshness) -> Freshness:
-        """`fresh` with its cut made, if it asks for a consistent answer; for that one read. Raises Unavailable if there can be none, and
-        `Behind` if within the reader's patience none comes as far as was asked for."""
-        if not fresh.consistent:
-            return fresh
-        begun = self._clock.monotonic()
-        patience = self._reading.patience
-        while True:
-            made = self.make_cut(max(0.1, min(CUT_TIMEOUT, begun + patience - self._clock.monotonic())))
-            lacking = missing(fresh.at_least, {split: Place(*place) for split, place in made["position"].items()})
-            if not lacking:
-                return Freshness(cut=made["cut"], once=True)
-            waited, longest = self._clock.monotonic() - begun, patience
-            if fresh.wait is not None:
-                longest = min(fresh.wait, patience)
-            if waited >= longest or self._reading.closing.wait(min(0.05, longest - waited)):
-                raise behind(None, lacking, waited)
+        Who reads it more than once calls `keep_cut`. Raises Unavailable if it does not come about within `timeout` seconds."""
+        return self._cuts.make(timeout)
 
     def keep_cut(self, made: Mapping[str, Any]) -> None:
-        """Have a cut kept that a session is going to read, wherever it does: all partitions are asked for no row of it."""
-        self._note_cut(made)
-        directory, fresh = self.directory(), Freshness(cut=made["cut"])
-        view = next(iter(directory.views), "")
+        """See `Cuts.keep`."""
+        self._cuts.keep(made)
 
-        def ask(place: PartitionInfo) -> None:
-            ticket = Ticket(directory.job, view, place.partition, limit=0, fresh=fresh, epoch=place.epoch)
-            try:
-                if place.location is not None:
-                    for _ in self._pool.open(place.location, ticket.to_bytes(), self._reading.grace):
-                        pass
-            except FlowstateError:
-                pass  # whoever reads it hears that
-
-        list(self._reading.threads.map(ask, directory.partitions))
-
-    def _note_cut(self, made: Mapping[str, Any]) -> None:
-        """Note which incarnations keep it: when one of them is gone, so is the cut, and nobody waits for it."""
-        known = {each.partition: each.epoch for each in self.directory().partitions}
-        epochs = dict(made.get("epochs") or ())
-        if any(known.get(partition, -1) < epoch for partition, epoch in epochs.items()) or not epochs:
-            try:
-                directory = self.refresh()
-            except FlowstateError:
-                pass  # nobody can tell where they are now; they may be where they were
-            else:
-                epochs = epochs or {each.partition: each.epoch for each in directory.partitions}
-        cuts = self._reading.cuts
-        cuts[made["cut"]] = epochs
-        for old in sorted(cuts)[:-NOTED]:
-            cuts.pop(old, None)
+    def moment(self, fresh: Freshness) -> Freshness:
+        """See `Cuts.moment`."""
+        return self._cuts.moment(fresh)
 
     def lookup(
         self,
@@ -315,7 +248,23 @@ class FlightReader:
         fresh: Freshness,
         partial: Partial | None,
     ) -> pa.RecordBatchReader:
-        fresh = self.moment(fresh)
+        def at(fresh: Freshness, until: float) -> pa.RecordBatchReader:
+            return self._scan_at(view, columns, filter, partitions, limit, fresh, until, partial)
+
+        return self._cuts.read(self.moment(fresh), at)
+
+    def _scan_at(
+        self,
+        view: str,
+        columns: Sequence[str] | None,
+        filter: pc.Expression | DecodedFilter | None,
+        partitions: Sequence[int] | None,
+        limit: int | None,
+        fresh: Freshness,
+        until: float,
+        partial: Partial | None,
+    ) -> pa.RecordBatchReader:
+        """With its cut made, if in one, and until a monotonic time."""
         info = self.info(view)
         schema = self._columns(info, columns).remove_metadata()
         if limit is not None and limit < 0:
@@ -396,7 +345,7 @@ class FlightReader:
             fresh=fresh,
             drop=lambda part: part[2](),
             whole=through if partitions is None else None,
-        ).parts()
+        ).parts(until)
         if partial is not None:
             schema = _as_expected(opened, partial)
         if not opened:

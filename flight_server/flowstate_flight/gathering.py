@@ -150,12 +150,13 @@ class Gathering(Generic[Part, Share]):
             False  # nothing is there, and the saved state has another division: everything is read by that one
         )
 
-    def parts(self) -> list[Part]:
-        """Every partition's part. Raises Unavailable when patience ends, and at once what a partition raises for good."""
+    def parts(self, until: float | None = None) -> list[Part]:
+        """Every partition's part. Raises Unavailable when patience ends, or at `until`, and at once what a partition raises for good."""
         reading = self._reading
         directory = reading.routing.current()
-        deadline = reading.clock.monotonic() + reading.patience
-        late = deadline if self._fresh.wait is None else deadline - reading.patience + self._fresh.wait
+        begun = reading.clock.monotonic()
+        deadline = begun + reading.patience if until is None else until
+        late = deadline if self._fresh.wait is None else begun + self._fresh.wait
         if self._fresh.snapshot is not None:
             if reading.saved is None and (part := self._of_gateway(directory, deadline)) is not None:
                 return [part]
