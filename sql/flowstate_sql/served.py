@@ -34,7 +34,7 @@ from flowstate_sql.restricted import RestrictedSplitReader
 from flowstate_sql.session import Session
 from flowstate_sql.statement import Running, StatementReader
 from flowstate_sql.system import Facts, SystemReader
-from flowstate_sql.travel import Past, parsed, spread
+from flowstate_sql.travel import Past, parsed, spread, travels
 
 Params = Sequence[Any] | Mapping[str, Any] | None
 #: Principals whose DuckDB is kept.
@@ -163,12 +163,13 @@ class ServedSql:
 
 @dataclass(frozen=True)
 class _Parsed:
-    """What a text alone tells."""
+    """What a text alone tells. `travels`: there are views at snapshots in it."""
 
     explains: str
     text: str
     tree: Any
     named: Named
+    travels: bool
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class _Own:
         """Raises InvalidFlow for what may not be asked."""
         found = self._parse(cursor, query)
         views = self._views(found.named.tables)
-        text, past = spread(found.text, found.tree, views)
+        text, past = spread(found.text, found.tree, views) if found.travels else (found.text, [])
         return _Read(found.explains, text, found.tree, views, past)
 
     def parameter_types(self, cursor: duckdb.DuckDBPyConnection, read: _Read) -> dict[str, pa.DataType]:
@@ -272,7 +273,7 @@ class _Own:
             text, statements = parsed(cursor, rest)
             if len(statements) != 1:
                 raise InvalidFlow("one SELECT at a time", statements=len(statements))
-            return _Parsed(explains, text, statements, check(statements, self._built_in))
+            return _Parsed(explains, text, statements, check(statements, self._built_in), travels(statements))
         except duckdb.InterruptException:
             raise
         except duckdb.Error as error:

@@ -55,6 +55,11 @@ def parsed(cursor: duckdb.DuckDBPyConnection, query: str) -> tuple[str, Any]:
     raise InvalidFlow("a query reads not so many snapshots at once; divide it", limit=MOST)
 
 
+def travels(tree: Any) -> bool:
+    """Whether a query names a view at a snapshot."""
+    return next(_at_clauses(tree), None) is not None
+
+
 def spread(query: str, tree: Any, views: Mapping[str, str]) -> tuple[str, list[Past]]:
     """`query` with every view at a snapshot under a name of its own, and these. `views`: lower-case name to name. Raises InvalidFlow."""
     raw, past = query.encode(), dict[str, Past]()
