@@ -186,9 +186,9 @@ class Served:
         self.gateway = stack.enter_context(Gateway(reader, access=access))
         self.http = stack.enter_context(HttpService(reader, access=access))
 
-    def replace(self, *names: str) -> None:
+    def replace(self, *names: str, rows: str = "") -> None:
         new = self.path.with_suffix(".new")
-        new.write_text(text(*names))
+        new.write_text(text(*names, rows=rows))
         old = time.time() - 100
         os.utime(new, (old, old))
         new.replace(self.path)
@@ -283,3 +283,42 @@ def test_an_exchange_ends_when_what_it_may_read_has_changed(served: Served) -> N
         assert "what you may read has changed" in said[0]
         with suppress(flight.FlightError, pa.ArrowException, OSError):
             writer.close()
+
+
+@pytest.mark.parametrize("gateway", [False, True])
+def test_who_comes_back_with_other_rights_is_told_anew(served: Served, gateway: bool) -> None:
+    """What she held and may see no more, or sees now and was never told, is in no difference."""
+    addresses = [served.gateway.address] if gateway else [each.location for each in served.job.services]
+
+    def follow(resume: str | None) -> tuple[set[str], list[str], str]:
+        """Kinds that she was told before the first position, whom it was about, and where to go on."""
+        kinds, who = set(), []
+        with FlightReader(addresses, token=ANNA[0]) as reader, reader.changes("totals", resume=resume) as changes:
+            while True:
+                change = changes.take(20.0)
+                assert change is not None
+                if change.kind == "position":
+                    assert isinstance(change.resume, str)
+                    return kinds, sorted(who), change.resume
+                kinds.add(change.kind)
+                who += change.rows.column("who").to_pylist() if change.kind == "rows" else []
+
+    def rights(rows: str, sees: list[str]) -> None:
+        served.replace("anna", rows=rows)
+        with FlightReader(addresses, token=ANNA[0]) as reader:
+            until(lambda: sorted(reader.scan("totals")["who"].to_pylist()) == sees, 10)
+
+    rights('rows = {who = "anna"}', ["anna"])
+    _, who, resume = follow(None)
+    assert who == ["anna"]
+    served.job.append("a", [("anna", 30, 3, "z"), ("bert", 30, 3, "z")])
+    assert follow(resume)[:2] == ({"rows"}, ["anna"])
+    for rows, sees in (
+        ('rows = {who = "bert"}', ["bert"]),
+        ("", ["anna", "bert"]),
+        ('rows = {who = "anna"}', ["anna"]),
+    ):
+        rights(rows, sees)
+        kinds, who, resume = follow(resume)
+        assert "reset" in kinds
+        assert who == sees

@@ -13,11 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 import adbc_driver_flightsql.dbapi as adbc
+import duckdb
 import pyarrow as pa
 import pytest
 from hand_job import HandJob
 from pyarrow import flight
 
+import flowstate as fs
 from flowstate.errors import Behind, FlowstateError
 from flowstate.view.freshness import checked
 from flowstate_flight import FlightReader
@@ -80,6 +82,14 @@ class Served:
     def read(self, offset: int, wait: float | None) -> int:
         return self.reader.lookup("totals", KEYS, fresh=checked(at_least={"a": offset}, wait=wait)).num_rows
 
+    def python(self, offset: int, wait: float | None) -> int:
+        with fs.connect(self.gateway.address, patience=PATIENCE) as reads:
+            return reads.at(at_least={"a": offset}, wait=wait).to_table("totals").num_rows
+
+    def python_sql(self, offset: int, wait: float | None) -> int:
+        with fs.connect(self.gateway.address, patience=PATIENCE) as reads:
+            return len(reads.sql("select * from totals", at_least={"a": offset}, wait=wait).fetchall())
+
     def flight_sql(self, offset: int, wait: float | None) -> int:
         headers = {"at-least": json.dumps({"a": offset})} | ({} if wait is None else {"wait": str(wait)})
         options = {f"adbc.flight.sql.rpc.call_header.x-flowstate-{name}": value for name, value in headers.items()}
@@ -121,6 +131,8 @@ WAYS: dict[str, Callable[[Served, int, float | None], int]] = {
     "action": Served.action,
     "exchange": Served.exchange,
     "reader": Served.read,
+    "Python": Served.python,
+    "SQL in Python": Served.python_sql,
     "Flight SQL": Served.flight_sql,
     "HTTP": Served.by_http,
     "SQL by HTTP": Served.sql_by_http,
@@ -140,7 +152,7 @@ def test_it_is_refused_when_it_has_waited_for_so_long(served: Served, way: str) 
     ask = WAYS.get(way, Served.consistent)
     for wait in (0, WAIT):
         begun = time.monotonic()
-        with pytest.raises((flight.FlightError, Behind, adbc.Error)) as error:
+        with pytest.raises((flight.FlightError, Behind, adbc.Error, duckdb.Error)) as error:
             ask(served, 1000, wait)
         took = time.monotonic() - begun
         assert "Behind" in told(error.value) or "has not come as far" in str(error.value)
@@ -152,7 +164,7 @@ def test_within_that_time_it_is_waited_for(served: Served, way: str) -> None:
     found: list[int] = []
     asking = threading.Thread(target=lambda: found.append(WAYS[way](served, 4, 20.0)))
     asking.start()
-    with pytest.raises((flight.FlightError, Behind, adbc.Error)):
+    with pytest.raises((flight.FlightError, Behind, adbc.Error, duckdb.Error)):
         WAYS[way](served, 4, 0)
     assert found == []
     served.job.append("a", [("dora", 40, 4, "v")])

@@ -7,8 +7,10 @@ back puts the last `resume` that it got into its ticket, unless its stream broke
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,12 +75,16 @@ def told(
     asked = decode_filter(ticket.filter, view.schema) if ticket.filter is not None else None
     if not isinstance(ticket.resume, dict | None):
         raise InvalidFlow("'resume' is the object of a position that this partition told; leave it out to begin anew")
-    subscription = partition.changes(view.name, schema.names, condition_of(asked, rows), ticket.resume)
+    tag = _tag(view, ticket.filter, rows)
+    known = ticket.resume if ticket.resume is None or ticket.resume.get("filter") == tag else None
+    subscription = partition.changes(view.name, schema.names, condition_of(asked, rows), known)
 
     def messages() -> Iterator[Message]:
         try:
             while True:
                 for each in subscription.round(HEARTBEAT):
+                    if tag is not None and each.resume is not None:
+                        each = replace(each, resume={**each.resume, "filter": tag})
                     yield write_change(each)
         except InvalidFlow as error:
             if rows is not None and "key" in error.facts:
@@ -86,6 +92,16 @@ def told(
             raise
 
     return schema, messages()
+
+
+def _tag(view: ViewInfo, filter: bytes | None, rows: RowFilter | None) -> str | None:
+    """Of which rows a subscriber is told, in a few characters; None for all. Whoever comes back when that is another is told anew: what
+    she held and may see no more, or sees now and was never told, is in no difference."""
+    if filter is None and rows is None:
+        return None
+    hers = None if rows is None else rows.decoded(view)
+    text = b"" if rows is None else str(rows.rows).encode() if hers is None else hers.encoded
+    return hashlib.sha256(b"%d " % len(text) + text + (filter or b"")).hexdigest()[:16]
 
 
 def going_on(messages: Iterator[Any], still: Callable[[], object]) -> Iterator[Any]:
