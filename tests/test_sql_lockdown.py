@@ -1,8 +1,7 @@
-"""Served SQL reaches views and nothing else: every function of DuckDB is either harmless or refused, and nothing odd breaks anything."""
+"""Served SQL reaches views and nothing else: every function of DuckDB is either harmless or refused."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import duckdb
 import pytest
 from served_sql import Served, served
 
-from flowstate.errors import FlowstateError, InternalError, InvalidFlow
+from flowstate.errors import InvalidFlow
 from flowstate.view.rights import ANYBODY, Principal
 from flowstate_sql.limits import Limits
 from flowstate_sql.lockdown import DEEPEST, DEEPEST_WITH, REFUSED, TABLE_FUNCTIONS
@@ -243,130 +242,3 @@ def test_nesting_that_the_parser_takes_for_ever_over(here: Served) -> None:
         [f"('2026-01-01'::timestamp with time zone) is null as n{each}" for each in range(20)]
     )
     assert len(here.rows(zoned)[0]) == 20
-
-
-SEEDS = [
-    "select customer, sum(total) as s from subtotals where kind = 'a' and events > 3 group by all order by s desc limit 3",
-    "with x as (from subtotals at (snapshot => 2)) select count(*) filter (where kind = 'b') from x, subtotals_late l",
-    "select a.month, lag(b.total) over (partition by a.kind order by b.events) from subtotals a join subtotals b using (kind)",
-    "select list_transform([1, 2], lambda x: x + 1), {'a': [1, 2]}, map([1], ['b']), interval 1 day, $$x$$, e'\\n'",
-    "select * exclude (total) replace (kind || 'x' as kind) from subtotals where customer like 'c%' union all from subtotals",
-    "select case when events between 1 and 2 then 'x' else null end, exists (from subtotals_late) from subtotals",
-    "pivot subtotals on kind in ('a', 'b') using sum(total) group by month",
-    "explain select kind, approx_count_distinct(customer), string_agg(customer, ',' order by customer) from subtotals group by 1",
-    "from flowstate_views select unnest(columns) limit 3",
-    "select json_extract('{\"a\": [1]}', '$.a[0]'), regexp_replace('abc', 'b+', 'x'), strftime(month, '%Y') from subtotals",
-    "describe subtotals",
-    "select count(*) from range(1, 10) r(i) positional join generate_series(1, 3) where i % 2 = 0 having count(*) > 0",
-]
-WORDS = """
-    ' " ( ) [ ] { } ; -- /* */ $1 ? $ #1 :: -> := .. * - 1e400 0x \\ null select from union lateral explain analyze recursive nan inf é
-    99999999999999999999999999999999999999999 -9223372036854775808 flowstate_partitions information_schema.columns pg_class subtotals wide
-    read_text('/etc/passwd') getenv('HOME') columns(*) ::int[3] %s
-"""
-PIECES = [
-    *WORDS.split(),
-    *(
-        "with a as (",
-        "at (snapshot => 1)",
-        "at (snapshot",
-        "over ()",
-        "at time zone",
-        "tablesample 10%",
-        "::decimal(38, 38)",
-    ),
-    *("\0", "\u202e", "\U0001f600", "\ud800", "\x1b"),
-]
-VALUES = [
-    *(
-        "customer",
-        "kind",
-        "month",
-        "total",
-        "events",
-        "null",
-        "1",
-        "-3",
-        "0.5",
-        "''",
-        "'ab'",
-        "true",
-        "[1, 2, null]",
-        "['a']",
-        "{'a': 1}",
-    ),
-    *(
-        "map([1], ['b'])",
-        "date '2026-01-01'",
-        "interval 3 day",
-        "'a'::blob",
-        "'1e-3'::double",
-        "'nan'::double",
-        "time '10:00'",
-        "'101'::bit",
-    ),
-    *(
-        "'{\"a\": 1}'::json",
-        "170141183460469231731687303715884105727",
-        "'day'",
-        "lambda x: x",
-        "uuid()",
-        "month::timestamp",
-        "'%Y-%m'",
-    ),
-]
-
-
-def called(chance: random.Random) -> str:
-    """A function of values, with any arguments."""
-    name = chance.choice(sorted(HARMLESS))
-    given = ", ".join(chance.choice(VALUES) for _ in range(chance.choice((0, 1, 1, 2, 2, 2, 3, 4))))
-    over = chance.choice(("", "", "", " over (partition by kind order by events)"))
-    return f'select "{name}"({given}){over} from subtotals limit 3'
-
-
-def mutated(chance: random.Random) -> str:
-    text = chance.choice(SEEDS)
-    for _ in range(chance.choice((1, 1, 1, 2, 4))):
-        at, to = sorted(chance.randrange(len(text) + 1) for _ in range(2))
-        kind = chance.randrange(6)
-        if kind == 0:
-            text = text[:at] + text[min(to, at + 12) :]
-        elif kind == 1:
-            text = text[:at] + " " + chance.choice(PIECES) + " " + text[at:]
-        elif kind == 2:
-            words = text.split(" ")
-            chance.shuffle(words)
-            text = " ".join(words)
-        elif kind == 3:
-            text = text[:at] + chr(chance.choice([chance.randrange(128), chance.randrange(0xFFFF)])) + text[at:]
-        elif kind == 4:
-            words, other = text.split(" "), chance.choice(SEEDS).split(" ")
-            words[chance.randrange(len(words))] = chance.choice(other)
-            text = " ".join(words)
-        else:
-            text = text[:to] + text[at:to] * 2 + text[to:]
-    return text[:3000]
-
-
-def test_anything_at_all(here: Served) -> None:
-    """Nothing but answers and clean errors, and the service goes on as before."""
-    chance = random.Random(20261121)
-    told: list[str] = []
-    answered = 0
-    for number in range(2200):
-        query = mutated(chance) if number % 4 else called(chance)
-        try:
-            statement = here.sql.run(query, [1] if number % 5 == 0 else None, timeout=2.0)
-            sum(each.num_rows for each in statement.batches())
-            answered += 1
-        except InternalError as error:
-            raise AssertionError(query) from error
-        except FlowstateError as error:
-            told.append(str(error))
-    assert answered > 50
-    assert len(told) > 1000
-    for text in told:
-        assert not any(each in text for each in ("Traceback", "site-packages", "root:", "0x7f"))
-    assert here.rows("select count(*) n from subtotals") == [{"n": 122}]
-    assert len(here.sql._principals[ANYBODY.name]._parsed) <= 256
