@@ -198,7 +198,13 @@ def test_the_command_serves_both(tmp_path: Path, folder: Path) -> None:
         assert first.startswith("grpc+tls://127.0.0.1:")
         assert second.startswith("https://127.0.0.1:")
         assert ask(second, "/views")[0] == 401
-        assert "no job has ever saved anything here" in ask(second, "/views", token=ALL[0])[1]["error"]["message"]
+        status, said = ask(second, "/views", token=ALL[0])
+        assert (status, said["error"]["kind"], said["error"]["message"]) == (
+            503,
+            "Unavailable",
+            "there is no job here yet",
+        )
+        assert str(tmp_path) not in json.dumps(said)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     finally:

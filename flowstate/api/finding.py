@@ -30,10 +30,11 @@ def reader_of(
     storage_options: Mapping[str, Any] | None,
     *,
     patience: float,
+    early: bool = False,
     **options: Any,
 ) -> tuple[FlightReader, SavedStates | None]:
-    """A reader of the job, and its saved side if there are `snapshots`, which the reader closes. `options` are those of `FlightReader`.
-    Nothing is connected yet. Raises InvalidFlow."""
+    """A reader of the job, and its saved side if there are `snapshots`, which the reader closes. `early`: there need not be a job yet.
+    `options` are those of `FlightReader`. Nothing is connected yet. Raises InvalidFlow."""
     from flowstate_flight.client import FlightReader
 
     if address is None and snapshots is None:
@@ -43,4 +44,6 @@ def reader_of(
     patience = arguments.seconds("patience", patience)
     storage_options = arguments.options("storage_options", storage_options)
     saved = None if snapshots is None else saved_states(arguments.place("snapshots", snapshots), storage_options, name)
+    if saved is not None:
+        saved.early = early
     return FlightReader(source, name, saved=saved, patience=patience, **options), saved

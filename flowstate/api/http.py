@@ -67,7 +67,7 @@ def http(
     connecting = {} if tls is None else tls.connecting()
     with ExitStack() as stack:
         reader, saved = reader_of(
-            address, job, snapshots, storage_options, patience=patience, token=token, **connecting
+            address, job, snapshots, storage_options, patience=patience, early=True, token=token, **connecting
         )
         stack.callback(reader.close)
         store = None if saved is None else saved.store

@@ -31,7 +31,7 @@ def _serve(snapshots: str, job: str | None, **options: Any) -> None:
             directory = served.reader.directory()
             _say(f"serves job {directory.job!r}: views {', '.join(directory.views)}")
         except FlowstateError as error:
-            _say(f"nothing to serve yet: {error.message}")
+            _say(f"nothing to serve yet from {snapshots}: {error.message}")
         pause = threading.Event()  # never set: its lock may be held just when the signal comes
         while not asked:
             pause.wait(0.1)

@@ -50,6 +50,9 @@ class _View:
 class SavedStates:
     """`view.saved.SavedStates` over a snapshot store."""
 
+    #: Whether there need not be a job yet. Whoever asks then is told to ask again, and not where it was looked for: that is ours to mend.
+    early = False
+
     def __init__(self, store: Store, clock: Clock, job: str | None = None, hint: str = "") -> None:
         """`job`: the name that the job must have. `hint`: what to do about a store that cannot be used."""
         self.store, self.clock, self.name, self._hint = store, clock, job, hint
@@ -169,6 +172,8 @@ class SavedStates:
 
     def _job(self) -> JobRecord:
         job = JobChain(self.store).load()
+        if job is None and self.early:
+            raise Unavailable("there is no job here yet", retry_after=1.0)
         if job is None:
             raise InvalidFlow("no job has ever saved anything here; check the URL", url=self.store.url)
         if self.name not in (None, job.name):
