@@ -26,7 +26,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pyarrow.compute as pc
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from flowstate.clock import Clock
@@ -100,7 +100,7 @@ class App:
         given = request.query_params.multi_items()
         if parts == ["sql"]:
             return await self._sql(request, who, arrow, gone, given)
-        if parts[0] != "views" or (len(parts) > 1 and not parts[1]):
+        if parts[:1] != ["views"] or (len(parts) > 1 and not parts[1]):
             raise Refused(
                 404, "there is nothing here; ask for /views, /views/{view}, /views/{view}/{key}, or post to /sql"
             )
@@ -324,9 +324,12 @@ def _equals(info: ViewInfo, key: tuple[Any, ...]) -> pc.Expression:
 
 async def _body(request: Request) -> bytes:
     held, size = [], 0
-    async for each in request.stream():
-        held.append(each)
-        size += len(each)
-        if size > MAX_BODY:
-            raise Refused(413, "the body is too long", limit=MAX_BODY)
+    try:
+        async for each in request.stream():
+            held.append(each)
+            size += len(each)
+            if size > MAX_BODY:
+                raise Refused(413, "the body is too long", limit=MAX_BODY)
+    except ClientDisconnect:
+        raise Refused(400, "the body broke off") from None
     return b"".join(held)
