@@ -23,8 +23,9 @@ import pyarrow as pa
 from flowstate.clock import SystemClock
 from flowstate.errors import FlowstateError, InvalidFlow
 from flowstate_sql.kept import Kept
+from flowstate_sql.lengths import LONGEST_PARTIAL, LONGEST_VALUES
 from flowstate_sql.limits import Watch
-from flowstate_sql.lockdown import LONGEST_QUERY, check_nesting
+from flowstate_sql.lockdown import check_nesting
 from flowstate_sql.locked import LOCKED
 from flowstate_sql.reading import Reading, Readings
 from flowstate_sql.split import SPLIT
@@ -48,7 +49,9 @@ class PartialQuery:
     time_zone: str = "UTC"
 
     def to_text(self) -> str:
-        """Raises NotSplit for a value that would not come to the same elsewhere."""
+        """Raises NotSplit for a value that would not come to the same elsewhere, and for a query that is too long."""
+        if len(self.sql) > LONGEST_PARTIAL:
+            raise NotSplit("it is too long")
         data = {"engine": ENGINE, "sql": self.sql, "zone": self.time_zone}
         if self.values:
             data["values"] = b64encode(_values_out(self.values)).decode()
@@ -61,7 +64,8 @@ class PartialQuery:
             data = json.loads(text)
             engine, sql, zone = data["engine"], data["sql"], data["zone"]
             f"{sql}{zone}".encode()  # half of a surrogate pair is no text
-            values = _values_in(b64decode(data["values"], validate=True)) if "values" in data else {}
+            raw = b64decode(data["values"], validate=True) if "values" in data else None
+            values = {} if raw is None else _values_in(raw)
         except (
             LookupError,
             ArithmeticError,
@@ -75,6 +79,10 @@ class PartialQuery:
             raise InvalidFlow("'partial' of a ticket is no partial query; ask for the rows") from None
         if not isinstance(sql, str) or not isinstance(zone, str):
             raise InvalidFlow("'partial' of a ticket is no partial query; ask for the rows")
+        if raw is not None and len(raw) > LONGEST_VALUES:
+            raise InvalidFlow(
+                "a partition computes nothing over long parameters; ask for the rows", limit=LONGEST_VALUES
+            )
         if engine != ENGINE:
             raise InvalidFlow(
                 "this service computes partial queries by another engine; ask for the rows", engine=ENGINE
@@ -172,7 +180,7 @@ class _Engine:
         with self._lock:
             if not self._checked.get(sql):
                 try:
-                    if len(sql) > LONGEST_QUERY:
+                    if len(sql) > LONGEST_PARTIAL:
                         raise NotSplit("it is too long")
                     check_nesting(sql)
                     node = self._syntax.tree(sql)

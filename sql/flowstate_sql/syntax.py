@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 
+from flowstate_sql.lengths import short, too_long
 from flowstate_sql.lockdown import REFUSED
 from flowstate_sql.locked import LOCKED
 
@@ -54,10 +55,6 @@ _OPERATORS = {
 _MACROS = {"nullif", "if", "fmod", "fdiv", "split_part"}
 #: DuckDB says that they depend on their arguments alone, and they do not: on the time, or on the name of a column.
 _UNSTEADY = {"current_localtime", "current_localtimestamp", "age", "alias"}
-#: What makes much of little, beyond every limit of memory.
-_GROWING = {
-    "repeat", "rpad", "lpad", "format", "printf", "bar", "bitstring", "range", "generate_series", "list_resize", "array_resize",
-}  # fmt: skip
 
 
 class NotSplit(Exception):
@@ -130,6 +127,8 @@ class Syntax:
                 self._check_expression(each)
             elif each.get("type") in ("SELECT_NODE", "BASE_TABLE"):
                 raise NotSplit("it has a query within")
+        if too_long([parts, orders, limits]):
+            raise NotSplit("its texts may become long")
 
     def _check_expression(self, node: Node) -> None:
         kind = node["class"]
@@ -174,13 +173,13 @@ class Syntax:
 def _functions() -> tuple[frozenset[str], frozenset[str]]:
     """The functions of rows, which depend on nothing else, and the aggregates. The same in every locked DuckDB of a process."""
     with duckdb.connect(":memory:", config={**LOCKED}) as connection:
-        query = "select function_name, function_type, stability, internal from duckdb_functions()"
+        query = "select function_name, function_type, stability, internal, return_type from duckdb_functions()"
         listed = connection.sql(query).fetchall()
-    plain = {name for name, kind, stability, own in listed if own and (kind, stability) == ("scalar", "CONSISTENT")}
-    others = {name for name, kind, stability, _ in listed if (kind, stability) != ("scalar", "CONSISTENT")}
-    return frozenset(
-        {name for name in plain - others - _GROWING - _UNSTEADY - REFUSED if not name.startswith("__")} | _MACROS
-    ), frozenset(name for name, kind, _, _ in listed if kind == "aggregate")
+    others = {name for name, kind, stability, _, _ in listed if (kind, stability) != ("scalar", "CONSISTENT")}
+    plain = short((name, result) for name, _, _, own, result in listed if own and name not in others)
+    return frozenset({name for name in plain - _UNSTEADY - REFUSED if not name.startswith("__")} | _MACROS), frozenset(
+        name for name, kind, _, _, _ in listed if kind == "aggregate"
+    )
 
 
 def is_order_by_all(order: Node) -> bool:
