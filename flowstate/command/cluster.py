@@ -123,7 +123,10 @@ class OwnCluster:
         paths = [self.folder, *(each for each in sys.path if each)]
         settings = {f"DASK_{name.upper().replace('.', '__')}": str(value) for name, value in DASK_SETTINGS.items()}
         # Semaphores of workers that were killed are cleaned up by multiprocessing's tracker, which says so at length.
-        quiet = {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker", "DASK_LOGGING__DISTRIBUTED": "error"}
+        quiet = {
+            "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
+            "DASK_LOGGING__DISTRIBUTED": "error",
+        }
         environment = {**os.environ, **settings, **quiet, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
         # A session of its own: Ctrl-C in the terminal is for the command, which then stops the job in order.
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
