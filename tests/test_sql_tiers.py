@@ -361,8 +361,14 @@ def test_what_a_partition_saved_is_computed_here(shared: Harness) -> None:
     before = shared.computed
     assert same(shared.session.sql(query).fetchall(), shared.plain.sql(query).fetchall())
     assert shared.computed == before + COUNT - 1
+    keyed = "select id, total from data where customer = $1 and id > 3"
+    wanted = [shared.plain.sql(keyed, params=[each]).fetchall() for each in ("a", "b", "c", "ü")]
+    assert all(
+        same(shared.session.sql(keyed, [each]).fetchall(), rows) for each, rows in zip("abcü", wanted, strict=True)
+    )
     with Session(shared.reader, Freshness(snapshot=7)) as session:
         assert same(session.sql(query).fetchall(), shared.plain.sql(query).fetchall())
+        assert all(same(session.sql(keyed, [each]).fetchall(), rows) for each, rows in zip("abcü", wanted, strict=True))
     assert shared.computed == before + COUNT - 1
 
 

@@ -171,7 +171,7 @@ class Running:
         self._session: Runs | None = None
         self._reader: StatementReader | None = None
         self._rows: pa.RecordBatchReader | None = None
-        self._first: pa.RecordBatch | None = None
+        self._ready: list[pa.RecordBatch | None] = []  # read and not given out; None is the end
         self._answers: Mapping[str, Answer] = {}
         self.broken = False  # DuckDB has failed in a way that it does not recover from
 
@@ -196,15 +196,13 @@ class Running:
         return self._session.answers if self._session is not None else self._answers
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        batch, self._first = self._first, None
         seen = 0
         try:
-            while batch is not None:
+            while (batch := self._following()) is not None:
                 seen += batch.num_rows
                 if seen > self._limits.rows:
                     raise self._end(self._limits.too_many_rows())
                 yield from pieces(batch)
-                batch = self._within(self._next)
             if self._why is not None:
                 raise self._why
         finally:
@@ -232,7 +230,16 @@ class Running:
         assert self._session is not None
         self._rows = self._session.relation().to_arrow_reader(ROWS)
         self.schema = self._rows.schema.remove_metadata()
-        self._first = self._next()
+        first = self._next()
+        self._ready = [first]
+        if first is not None and first.num_rows < ROWS:  # all there is, usually
+            self._ready.append(self._next())
+
+    def _following(self) -> pa.RecordBatch | None:
+        with self._lock:
+            if self._ready:
+                return self._ready.pop(0)
+        return self._within(self._next)
 
     def _next(self) -> pa.RecordBatch | None:
         assert self._rows is not None
@@ -298,8 +305,9 @@ class Running:
                     self._why = Unavailable("the query was cancelled", retry_after=1.0)
                 return
             self._over = True
+            self._ready.clear()
         rows, session = self._rows, self._session
-        self._rows = self._first = None
+        self._rows = None
         if rows is not None:
             with contextlib.suppress(Exception):
                 rows.close()
