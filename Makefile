@@ -40,8 +40,8 @@ $(STAMP): pyproject.toml
 			|| { echo "could not make a virtual environment: install Python's venv module or pip" >&2; exit 1; }; \
 	fi
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[s3,demo,test,lint,bench]'
-	@echo "compiling the kernels of keyed state, once per machine"
-	@$(PYTHON) -c 'from flowstate.state.kernels import warm_up; warm_up()'
+	@echo "compiling the kernels, once per machine"
+	@$(PYTHON) -c 'from flowstate import source; from flowstate.state import kernels; kernels.warm_up(); source.warm_up()'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## Run the billing job live; MONTHS=12 runs that many months as fast as it can and checks them; SEED=, DATA=

@@ -21,7 +21,14 @@ import numba
 import numpy as np
 
 _ROOT = Path(__file__).parent.parent
-SOURCES = ("plan/kernel.py", "plan/memory.py", "plan/encoding.py", "state/kernels")
+SOURCES = (
+    "plan/kernel.py",
+    "plan/memory.py",
+    "plan/bits.py",
+    "plan/encoding.py",
+    "state/kernels",
+    "source/kernels",
+)
 
 
 def _digest() -> str:
@@ -73,6 +80,11 @@ def kernel(function: Callable[..., Any]) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """A small part of kernels, always inlined."""
     return _compiled(function, inline=True)
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """A part of kernels that is called by them alone: compiled and cached with each of them, in less time than a kernel of its own."""
+    return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 def _compiled(function: Callable[..., Any], *, inline: bool) -> Any:

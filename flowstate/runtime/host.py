@@ -33,6 +33,7 @@ from flowstate.runtime.serving import ServedPartition
 from flowstate.runtime.status import describe, sinks_of
 from flowstate.runtime.table import Table
 from flowstate.snapshot.record import SplitRecords
+from flowstate.source import warm_up as warm_up_readers
 from flowstate.state.kernels import warm_up
 from flowstate.store import Store
 from flowstate.view.directory import Directory
@@ -92,7 +93,7 @@ class Host(WorkerPlugin):
         self.service.set_sinks_handler(self.sinks)
         self.service.set_partial_handler(self.answer_partial)
         self._urgent = asyncio.Event()
-        self._warming = threading.Thread(target=warm_up, name="flowstate-warm-up", daemon=True)
+        self._warming = threading.Thread(target=_warm_up, name="flowstate-warm-up", daemon=True)
         self._warming.start()  # before anybody needs it: a partition that comes here from a dead worker should not wait for it
         worker.handlers["flowstate_prepare"] = self.prepare
         worker.handlers["flowstate_hear"] = self.hear
@@ -333,3 +334,8 @@ def host_of(worker: Worker) -> Host:
     plugin = worker.plugins[NAME]
     assert isinstance(plugin, Host)
     return plugin
+
+
+def _warm_up() -> None:
+    warm_up()
+    warm_up_readers()

@@ -43,6 +43,7 @@ from flowstate.runtime.prepare import Preparer
 from flowstate.runtime.saving import Saver
 from flowstate.runtime.table import Table
 from flowstate.snapshot.record import SplitRecord, SplitRecords
+from flowstate.source import warm_up as warm_up_readers
 from flowstate.state.kernels import warm_up
 
 IDLE = 0.005  # seconds that a pump without work waits for rows
@@ -153,6 +154,7 @@ class Pump:
 
     def _load(self) -> None:
         warm_up()
+        warm_up_readers()
         manifest, contents, self.damaged = self.saver.load()
         router = Router(partitions=self.spec.partitions, groups=self.spec.key_groups, seed=self.spec.seed)
         self.machine = Partition(

@@ -10,7 +10,7 @@ from flowstate.errors import InvalidFlow
 from flowstate.plan.spec import ScanSpec
 from flowstate.source.base import Rows, Source, SourceReader, SplitInfo
 
-__all__ = ["Rows", "Source", "SourceReader", "SplitInfo", "make_source"]
+__all__ = ["Rows", "Source", "SourceReader", "SplitInfo", "make_source", "warm_up"]
 
 
 def make_source(spec: ScanSpec) -> Source:
@@ -28,3 +28,10 @@ def make_source(spec: ScanSpec) -> Source:
 
         return KafkaSource(spec)
     raise InvalidFlow("unknown kind of source; there is 'kafka', 'files' and 'arrow'", source=spec.name, kind=spec.kind)
+
+
+def warm_up() -> None:
+    """Compile, or load, every kernel that reads records, so that none of them waits for it."""
+    from flowstate.source.json_guess import warm_up as run
+
+    run()

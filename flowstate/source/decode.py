@@ -1,9 +1,10 @@
 """Payload bytes -> rows of the scan's schema, and a dead letter for each record that cannot be read.
 
 For every format there is a complete slow reader (`json_rows`, `csv_rows`, `arrow_rows`) that decides what a record means; for JSON
-also a fast one (`json_block`) that reads many records at once. The fast one answers only where it is certain to agree; it marks the
-records that surprise it, and gives up on a block that Arrow's reader refuses. A refused block is narrowed down until the slow reader
-takes what is left, so one bad record costs little.
+also two that read many records at once and answer only where they are certain to agree. The fastest (`json_guess`) takes the records
+that look like those before them and leaves all others. The fast one (`json_block`) reads of those what it can; it marks the records
+that surprise it, and gives up on a block that Arrow's reader refuses. A refused block is narrowed down until the slow reader takes
+what is left, so one bad record costs little.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flowstate.plan.spec import ScanSpec
 from flowstate.source.arrow_rows import ArrowRows
 from flowstate.source.csv_rows import CsvRows
 from flowstate.source.json_block import JsonBlock
+from flowstate.source.json_guess import JsonGuess
 from flowstate.source.json_rows import JsonRows
 from flowstate.source.records import Records, Refused, complete
 from flowstate.source.values import Unreadable, readable
@@ -48,6 +50,12 @@ class BlockReader(Protocol):
     def read(self, records: Records, rows: Numbers) -> tuple[pa.RecordBatch | None, int | None]: ...
 
 
+class GuessReader(Protocol):
+    """Reads at once those records that it can, and says which: it knows only when it has read them. None: not one of them."""
+
+    def read(self, records: Records) -> tuple[pa.RecordBatch, np.ndarray[Any, np.dtype[np.bool_]]] | None: ...
+
+
 @dataclass
 class _Parts:
     """Pieces of a batch in the making: which records each holds."""
@@ -58,27 +66,37 @@ class _Parts:
 
 
 class Decoder:
-    """Decodes records of one scan. `fast` is off in the tests that compare both ways."""
+    """Decodes records of one scan. `fast` and `guess` are off in the tests that compare the ways to read."""
 
-    def __init__(self, spec: ScanSpec, form: str, *, header: Sequence[str] | None = None, fast: bool = True) -> None:
+    def __init__(
+        self,
+        spec: ScanSpec,
+        form: str,
+        *,
+        header: Sequence[str] | None = None,
+        fast: bool = True,
+        guess: bool = True,
+    ) -> None:
         self._spec = spec
         self._schema = spec.schema.remove_metadata()
-        self._slow, self._fast = _readers(spec, form, header)
+        self._slow, self._fast, self._guess = _readers(spec, form, header)
         if not fast:
             self._fast = None
+        if not (fast and guess):
+            self._guess = None
 
     def decode(
         self, split: str, records: Records, refused: Sequence[Refused] = ()
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """The rows with their hidden columns, and the dead letters (with those `refused` before), both in offset order."""
         parts = _Parts(refused=list(refused))
-        everything = np.arange(len(records), dtype=np.int64)
+        rest = self._read_guessing(records, parts)
         if self._fast is None:
-            self._read_slowly(records, everything, parts)
-        elif len(records):
-            certain = self._fast.certain(records)
-            self._read_fast(records, everything[certain], parts)
-            self._read_slowly(records, everything[~certain], parts)
+            self._read_slowly(records, rest, parts)
+        elif len(rest):
+            certain = self._fast.certain(records if len(rest) == len(records) else records.only(rest))
+            self._read_fast(records, rest[certain], parts)
+            self._read_slowly(records, rest[~certain], parts)
         batch, rows = self._joined(parts)
         recorded = None if records.recorded is None else records.recorded[rows]
         return complete(
@@ -90,6 +108,16 @@ class Decoder:
             lambda row: records.raw(int(rows[row])),
             parts.refused,
         )
+
+    def _read_guessing(self, records: Records, parts: _Parts) -> Numbers:
+        """Returns the records that are left."""
+        read = None if self._guess is None else self._guess.read(records)
+        if read is None:
+            return np.arange(len(records), dtype=np.int64)
+        batch, taken = read
+        parts.batches.append(batch)
+        parts.rows.append(np.flatnonzero(taken))
+        return np.flatnonzero(~taken)
 
     def _read_fast(self, records: Records, rows: Numbers, parts: _Parts) -> None:
         assert self._fast is not None
@@ -175,9 +203,11 @@ class Decoder:
         return batch, rows[order]
 
 
-def _readers(spec: ScanSpec, form: str, header: Sequence[str] | None) -> tuple[RowReader, BlockReader | None]:
+def _readers(
+    spec: ScanSpec, form: str, header: Sequence[str] | None
+) -> tuple[RowReader, BlockReader | None, GuessReader | None]:
     if form == "arrow":
-        return ArrowRows(spec.schema), None
+        return ArrowRows(spec.schema), None, None
     nested = [each for each in spec.schema if pa.types.is_nested(each.type)]
     unreadable = [each for each in spec.schema if not readable(each.type)]
     if form == "csv":
@@ -190,7 +220,7 @@ def _readers(spec: ScanSpec, form: str, header: Sequence[str] | None) -> tuple[R
             type=str(unreadable[0].type),
         )
     if form == "json":
-        return JsonRows(spec.schema), JsonBlock(spec.schema)
+        return JsonRows(spec.schema), JsonBlock(spec.schema), JsonGuess(spec.schema)
     if form == "csv":
-        return CsvRows(spec.schema, header), None
+        return CsvRows(spec.schema, header), None, None
     raise InvalidFlow("unknown format; there is 'json', 'csv' and 'arrow'", source=spec.name, format=form)

@@ -45,6 +45,11 @@ class Records:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def only(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Records:
+        """Some of them, in the same buffer."""
+        recorded = None if self.recorded is None else self.recorded[rows]
+        return Records(self.buffer, self.starts[rows], self.ends[rows], self.offsets[rows], recorded)
+
     def raw(self, row: int) -> bytes:
         return self.buffer[self.starts[row] : self.ends[row]]
 
