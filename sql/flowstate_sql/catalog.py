@@ -1,4 +1,4 @@
-"""A view as DuckDB sees it: a dataset whose scans are Flight streams.
+"""A view as DuckDB sees it: a dataset whose scans are Flight streams, or lookups where a filter fixes the keys (`keyed`).
 
 DuckDB trusts a dataset: it does not apply again what it has pushed down. What it pushes is only what Arrow evaluates in the same
 way (not, for example, a float comparison that NaN would decide differently), and the reader applies every filter exactly, in the

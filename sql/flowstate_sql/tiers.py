@@ -1,6 +1,7 @@
 """How a query is answered: by the owners of the keys that it names, by parts of it computed in the partitions, or over all rows.
 
-1. A condition that fixes the routing keys asks their owners alone. DuckDB pushes it into the scan of the view, and the reader sees to it.
+1. A condition that fixes the routing keys asks their owners alone. DuckDB pushes it into the scan of the view, which becomes a lookup
+   (`keyed`) or, of many keys, a scan of their owners; the reader sees to that.
 2. A query of aggregates over one view (`split`) is computed in every partition over its own rows, and only groups travel. What it pushes
    down is found out by running it over nothing (`pushed`), so that the first holds for it, too.
 3. Everything else runs here, over the rows and columns that are pushed down of each view.
