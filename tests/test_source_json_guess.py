@@ -420,7 +420,7 @@ def test_numbers_of_all_kinds_mean_the_same(kind: pa.DataType) -> None:
     schema = pa.schema([("a", kind)])
     guess = learned(schema, b'{"a":1}')
     raw = [b'{"a":%s}' % number_texts(dice).encode() for _ in range(4000)]
-    guess._period = 1 << 40  # however many depart
+    guess._wait = 1 << 40  # however many depart
     taken = check(guess, schema, block(raw))
     assert taken > 200
     if kind == pa.float64():
@@ -524,7 +524,7 @@ def test_no_mutation_of_a_record_makes_the_readers_disagree(seed: int) -> None:
         guess = JsonGuess(schema)
         taken += check(guess, schema, block(raw))
         changed = [mutated(dice, each, dice.choice(raw)) for each in raw for _ in range(2)]
-        guess._period = 1 << 40  # however many depart
+        guess._wait = 1 << 40  # however many depart
         both = check(guess, schema, block([*changed, *raw], dice.choice([b"\n", b""])))
         left += len(changed) + len(raw) - both
         spec = ScanSpec("s", "kafka", schema, None)

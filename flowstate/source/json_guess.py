@@ -41,8 +41,10 @@ SAMPLES = 16
 #: More departures than this are a reason to learn; with more than that the other readers are faster.
 MANY, MOST = 1 / 8, 3 / 4
 
-#: Records between two looks at how many departed, and between standing aside and the next try.
+#: Records between two times that it learns, if that does not help; it stands aside for
+#: `ASIDE` at least where records depart from all that it could learn.
 FIRST_PERIOD, LAST_PERIOD, ASIDE = 4, 1 << 20, 4096
+WINDOW = 1 << 16
 
 _DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 _WORD = (1 << 63) - 1
@@ -69,7 +71,10 @@ class JsonGuess:
         self._slow = JsonRows(self._schema) if self._eligible else None
         self._plan = _Plan([], self._kinds)
         self._uses: Counter[Template] = Counter()
-        self._seen = self._departed = self._aside = 0
+        # Of the last records: how many there were, and how many departed.
+        self._seen = self._departed = 0
+        # So many more records before it may learn, and before it reads at all.
+        self._wait = self._aside = 0
         self._period = FIRST_PERIOD
 
     def read(self, records: Records) -> tuple[pa.RecordBatch, np.ndarray[Any, np.dtype[np.bool_]]] | None:
@@ -90,24 +95,28 @@ class JsonGuess:
             batch, taken = self._follow(records, size)
         self._seen += len(records)
         self._departed += len(records) - batch.num_rows
-        if self._seen >= self._period:
-            if self._departed > MOST * self._seen:
-                self._stand_aside()
-            elif self._departed <= MANY * self._seen:
-                self._period = max(self._period // 4, FIRST_PERIOD)
-                self._seen = self._departed = 0
+        if self._seen >= ASIDE and self._departed > MOST * self._seen:
+            self._period = max(self._period, ASIDE)
+            self._stand_aside()
+        elif self._seen > WINDOW:
+            self._seen, self._departed = self._seen // 2, self._departed // 2
         return (batch, taken) if batch.num_rows else None
 
     def _look(self, records: Records, taken: np.ndarray[Any, Any]) -> bool:
         """Learn something new from those that depart, if they are many and it is time."""
-        departed = np.flatnonzero(~taken)
-        seen = self._seen + len(records)
-        if not len(departed) or seen < self._period or self._departed + len(departed) <= MANY * seen:
+        self._wait -= len(records)
+        if self._wait > 0:
             return False
-        self._period = min(self._period * 4, LAST_PERIOD)
-        learned = self._learn(records, departed)
+        departed = np.flatnonzero(~taken)
+        many = self._departed + len(departed) > MANY * (self._seen + len(records))
+        if many and not len(departed):
+            return False  # with the next one that does
+        self._period = min(self._period * 4, LAST_PERIOD) if many else max(self._period // 4, FIRST_PERIOD)
+        self._wait = self._period
+        if not many or not self._learn(records, departed):
+            return False
         self._seen = self._departed = 0
-        return learned
+        return True
 
     def _learn(self, records: Records, rows: np.ndarray[Any, Any]) -> bool:
         """Whether there is a new template among some of these records."""
@@ -136,7 +145,7 @@ class JsonGuess:
         return learned
 
     def _stand_aside(self) -> None:
-        self._aside = max(self._period, ASIDE)
+        self._aside = self._period
         self._period = min(self._period * 4, LAST_PERIOD)
         self._plan = _Plan([], self._kinds)
         self._uses.clear()
