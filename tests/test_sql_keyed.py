@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pytest
 from flight_memory import directory_of, partitions_of
 from hypothesis import given
 from hypothesis import strategies as st
+from tiered_sql import Harness, random_table
 
 from flowstate.errors import Behind
 from flowstate.view.directory import ViewInfo
@@ -168,6 +171,33 @@ def test_keys_are_looked_up_and_nothing_is_scanned(
     assert job.session.sql(query, params).fetchall() == rows
     assert job.scans() == 0
     assert job.session.last_answers["data"].parts
+
+
+def test_aggregates_of_a_few_keys_are_computed_over_their_rows() -> None:
+    harness = Harness()
+    try:
+        harness.load(random_table(random.Random(1), 40), ("id",))
+        harness.info = replace(harness.info, keys=("id",))
+        harness.place([harness.service.location] * len(harness.partitions))
+        harness.reader.refresh()
+        queries = [
+            ("select sum(total), count(*), avg(number) from data where id = $1", [7]),
+            ("select open, sum(total) from data where id in (7, 8, 9) group by open", None),
+            ("select sum(total) from data where id = $1", [None]),
+            ("select sum(total) from data where id = $1 and total > 1", [7]),
+        ]
+        for query, params in queries:
+            for _ in range(2):
+                harness.check(query, params)
+        assert harness.told(f"explain {queries[0][0]}", [7])[::2] == [
+            "tier 1: the owners of the routing keys alone are asked",
+            "not computed in parts: its condition fixes the keys",
+        ]
+        assert not harness.check(*queries[0])
+        assert harness.check("select sum(total) from data where id > 3")
+    finally:
+        harness.close()
+        harness.service.close()
 
 
 def test_a_lookup_by_sql_is_as_fresh_as_was_asked_for(job: Job) -> None:

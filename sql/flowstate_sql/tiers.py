@@ -7,8 +7,9 @@
 3. Everything else runs here, over the rows and columns that are pushed down of each view.
 
 Parts are worth their trouble where they are fewer than rows: with more than half as many (measured: 100,000 rows, of one partition) each
-group is made twice, here and there, for less than half of the bytes. So what groups by all keys of the view is not split; and parts tell
-how many rows they are made of: where they turn out to be more than half, the next `MANY_FOR` runs of the same parts go by the rows.
+group is made twice, here and there, for less than half of the bytes. So what groups by all keys of the view is not split, nor what reads a
+few keys with a row each; and parts tell how many rows they are made of: where they turn out to be more than half, the next `MANY_FOR` runs
+of the same parts go by the rows.
 
 All give the same. Where a partition does not compute its part (an older worker, too little memory, no right to), the part is computed here
 over its rows.
@@ -33,6 +34,7 @@ from flowstate.view.freshness import LATEST, Freshness
 from flowstate_flight.partial import Partial
 from flowstate_sql.catalog import Reader
 from flowstate_sql.kept import Kept
+from flowstate_sql.keyed import keyed
 from flowstate_sql.partial import PartialQuery, answer_partial, compute
 from flowstate_sql.reading import Reading
 from flowstate_sql.split import MADE_OF, PARTS, split
@@ -151,6 +153,8 @@ class Planner:
             values_of_parts = chosen_values(found.partial_names, values)
             PartialQuery(found.partial, values_of_parts or {}).to_text()
             pushed, schema = push(cursor, found.partial, info, values_of_parts)
+            if pushed.filter is not None and info.keys == info.routing_keys and keyed(pushed.filter, info) is not None:
+                raise NotSplit("its condition fixes the keys")
             cursor.register(PARTS, schema.empty_table())
             merged = cursor.sql(found.merge, params=chosen_values(found.merge_names, values))
             if merged.columns != wanted.columns or merged.types != wanted.types:
