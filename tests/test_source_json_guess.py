@@ -399,11 +399,11 @@ def number_texts(dice: random.Random) -> str:
         return repr(float(np.float32(dice.random() * 10.0 ** dice.randrange(-40, 39))))
     if choice == 3:
         # The middle between two floats, and its neighbours.
-        number = Decimal(2 * dice.randrange(1 << 53, 1 << 54) + 1) * Decimal(2) ** dice.randrange(-3, 8)
-        return str(number + dice.choice([-1, 0, 0, 1]))
+        middle = (2 * dice.randrange(1 << 52, 1 << 53) + 1) << dice.randrange(6)
+        return str(middle + dice.choice([-1, 0, 0, 1])) + dice.choice(["", ".0", ".5", "e0", ".00"])
     if choice == 4:
-        middle = (2 * dice.randrange(1 << 23, 1 << 24) + 1) * 2.0 ** dice.randrange(-30, 30)
-        return str(Decimal(middle) + Decimal(dice.choice([0, 0, 1, -1])) * Decimal(10) ** -19)[:22]
+        single = (2 * dice.randrange(1 << 23, 1 << 24) + 1) * 2.0 ** dice.randrange(-30, 30)
+        return str(Decimal(single) + Decimal(dice.choice([0, 0, 1, -1])) * Decimal(10) ** -19)[:22]
     if choice == 5:
         return str(int(digits))
     whole = str(int(digits[: dice.randrange(1, len(digits) + 1)]))

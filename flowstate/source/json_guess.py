@@ -187,7 +187,7 @@ class _Plan:
         self.kinds = [each for each in kinds if each is not None]
         steps: list[list[int]] = []
         begins = [0]
-        words: list[bytes] = []
+        words = bytearray()
         for template in templates:
             absent = [column for column in range(len(self.kinds)) if column not in template.columns]
             for literal, column in zip(template.literals, template.columns, strict=False):
@@ -200,12 +200,12 @@ class _Plan:
             begins.append(len(steps))
         self.steps = np.array(steps, np.int64).reshape(-1, kernel.FIELDS)
         self.begins = np.array(begins, np.int64)
-        self.words = np.frombuffer(b"".join(words) + bytes(8), np.uint64)
+        self.words = np.frombuffer(bytes(words) + bytes(8), np.uint64)
 
 
-def _step(words: list[bytes], literal: bytes, column: int, kind: _Kind) -> list[int]:
-    place = sum(map(len, words)) // 8
-    words.append(literal + bytes(-len(literal) % 8))
+def _step(words: bytearray, literal: bytes, column: int, kind: _Kind) -> list[int]:
+    place = len(words) // 8
+    words += literal + bytes(-len(literal) % 8)
     return [place, len(literal), kind.kind, column, *kind[1:]]
 
 
