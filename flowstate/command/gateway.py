@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 import threading
 from typing import Any
 
 from flowstate.api.gateway import gateway
+from flowstate.command.memory import bound_memory
 from flowstate.errors import FlowstateError
 
 
-def serve(snapshots: str, job: str | None, **options: Any) -> None:
+def serve(snapshots: str, job: str | None, *, memory: int | None = None, **options: Any) -> None:
     """Until SIGTERM or SIGINT. The first line on standard output is the address, and the second that of HTTP if that is served, too.
-    `options` are those of `fs.gateway`.
-    Raises InvalidFlow, Unavailable."""
+    `options` are those of `fs.gateway`. With more than `memory` bytes it ends at once, with exit code 1. Raises InvalidFlow,
+    Unavailable."""
+    if memory is not None:
+        bound_memory(memory, lambda held: _too_much(held, memory))
     _serve(snapshots, job, **options)
     gc.collect()  # DuckDB complains at the end of a process of what still waits for that
     _say("stopped")
@@ -35,6 +39,11 @@ def _serve(snapshots: str, job: str | None, **options: Any) -> None:
         pause = threading.Event()  # never set: its lock may be held just when the signal comes
         while not asked:
             pause.wait(0.1)
+
+
+def _too_much(held: int, memory: int) -> None:
+    _say(f"has {held >> 20} MiB of memory, and may have {memory >> 20}; start it again, and perhaps give it more")
+    os._exit(1)
 
 
 def _say(text: str) -> None:

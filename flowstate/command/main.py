@@ -82,6 +82,9 @@ def gateway(
     ] = None,
     job: Annotated[str | None, typer.Option(help="Name of the job, if it must be this one.")] = None,
     advertise: Annotated[str | None, typer.Option(help="Name that others reach this machine by.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="End with exit code 1 rather than take more memory than this, like 4GB.")
+    ] = None,
     access: Annotated[
         str | None, typer.Option(help="TOML file that says who is let in; 'none' lets everybody read everything.")
     ] = None,
@@ -98,10 +101,22 @@ def gateway(
 
     The job is found by its snapshots wherever it runs; while it is down, what it saved last answers.
     """
+    from flowstate.api.arguments import size
     from flowstate.command.gateway import serve
 
     admits = serving(access, tls_certificate, tls_key, tls_roots, tls_clients)
-    serve(snapshots, job, host=host, port=port, http_port=http_port, advertise=advertise, token=token, **admits)
+    most = None if memory is None else size("memory", memory)
+    serve(
+        snapshots,
+        job,
+        memory=most,
+        host=host,
+        port=port,
+        http_port=http_port,
+        advertise=advertise,
+        token=token,
+        **admits,
+    )
 
 
 @app.command()

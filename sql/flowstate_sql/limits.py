@@ -1,7 +1,7 @@
 """What one who asks may take: time, memory, rows, and statements at once; and the one thread that keeps watch over it.
 
 The memory is DuckDB's. What functions allocate for the values of a single vector is outside of it, so a service for strangers should run
-in a process, with a limit, of its own.
+in a process, with a limit, of its own (``flowstate gateway --memory``).
 """
 
 from __future__ import annotations
