@@ -21,6 +21,7 @@ EXTRA = {
     "flight_lookup": "lookups on a synthetic partition",
     "scenarios": "the billing job on real processes that are killed, stopped and cut off: what readers saw",
     "recovery": "a worker dies at 50,000 rows a second: how long keys are away, and what the others notice",
+    "slow_readers": "50 clients that read nothing of their scans, changes, SQL and events: how fast a backlog is applied beside them",
     "torment_soak": "half an hour with a fault every 20 seconds: totals, memory, files",
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pyarrow as pa
@@ -31,6 +31,7 @@ from flowstate_sql.served import ServedSql
 
 CASES = int(os.environ.get("FLOWSTATE_ATTACKS", "10000"))
 MIB = 1 << 20
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,25 @@ class Target:
         """It still tells each what is hers, and no more."""
         with flight.connect(address) as client:
             for token, wanted in ((ANNA[0], {"anna"}), (ALL[0], set(WHO))):
-                info = client.get_flight_info(flight.FlightDescriptor.for_path("totals"), shows(token))
-                found = set[Any]()
-                for each in info.endpoints:
-                    if not worker or each.locations[0].uri.decode() == address:
-                        found |= set(client.do_get(each.ticket, shows(token)).read_all().column("who").to_pylist())
+                found = patiently(lambda: self._seen(client, address, shows(token), worker))  # noqa: B023
                 assert found <= wanted if worker else found == wanted
+
+    @staticmethod
+    def _seen(client: flight.FlightClient, address: str, options: Any, worker: bool) -> set[Any]:
+        info = client.get_flight_info(flight.FlightDescriptor.for_path("totals"), options)
+        tickets = [each.ticket for each in info.endpoints if not worker or each.locations[0].uri.decode() == address]
+        return {who for each in tickets for who in client.do_get(each, options).read_all().column("who").to_pylist()}
+
+
+def patiently(call: Callable[[], Found]) -> Found:
+    """What it gives. The patience of the target is short, and a machine may be busy."""
+
+    def attempt() -> list[Found]:
+        with contextlib.suppress(flight.FlightUnavailableError, flight.FlightServerError):
+            return [call()]
+        return []
+
+    return until(attempt)[0]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from attack import ANNA, Target, cases, clean, damaged, only_hers, shows, target
+from attack import ANNA, Target, cases, clean, damaged, only_hers, patiently, shows, target
 from pyarrow import flight
 
 from flowstate.errors import InvalidFlow
@@ -225,8 +225,8 @@ def test_messages_of_flight_sql(service: Target) -> None:
         print(f"{answered} of {count} answered")
         assert count // 10 < answered < count * 2 // 3
         command = flight.FlightDescriptor.for_command(COMMANDS[2])
-        ticket = client.get_flight_info(command, shows(ANNA[0])).endpoints[0].ticket
-        table = client.do_get(ticket, shows(ANNA[0])).read_all()
+        ticket = patiently(lambda: client.get_flight_info(command, shows(ANNA[0]))).endpoints[0].ticket
+        table = patiently(lambda: client.do_get(ticket, shows(ANNA[0])).read_all())
         assert table.column("who").to_pylist() == ["anna"]
         assert json.loads(table.schema.metadata[b"flowstate.answers"])["totals"]["job"] == "hand"
     service.check(service.gateway.address, worker=False)

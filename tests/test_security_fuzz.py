@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import socket
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
-from flight_tables import TABLES
 from guarded import INTERNAL, PASSWORD, Guarded, config, shows, token
 from pyarrow import flight
 
@@ -24,35 +19,6 @@ import flowstate as fs
 from flowstate.errors import FlowstateError
 from flowstate.view import access as access_of
 from flowstate_flight import auth
-from flowstate_flight.ticket import Ticket, write_keys
-
-SCHEMA = TABLES["subtotals"].schema
-KEYS = pa.record_batch({"customer": ["customer-3"], "kind": ["b"]})
-VALUES: list[Any] = [
-    1, 0, -1, 4, "lookup", "partition-exchange", "billing", "other", "subtotals", "secrets", "AAAA", "", None, True, 1.5, 2**80,
-    ["total"], [], {}, {"cut": 1}, "ÿ\u0000", "x" * 2000, [[[]]], "events-0",
-]  # fmt: skip
-FIELDS = [
-    "v",
-    "kind",
-    "job",
-    "view",
-    "partition",
-    "columns",
-    "filter",
-    "keys",
-    "limit",
-    "fresh",
-    "wait",
-    "epoch",
-    "timeout",
-    "id",
-    "q",
-]
-FILTERS = [
-    bytes(each.to_substrait(SCHEMA))
-    for each in (pc.field("events") > 3, pc.field("customer").isin(["customer-4", "b"]))
-]
 
 
 @pytest.fixture(scope="module")
@@ -82,117 +48,6 @@ def damaged(chance: Random, raw: bytes) -> bytes:
             case _:
                 found[at:at] = chance.randbytes(chance.randint(1, 3))
     return bytes(found)
-
-
-def sound(chance: Random) -> dict[str, Any]:
-    data: dict[str, Any] = {"v": 1, "job": "billing", "view": "subtotals", "partition": chance.randrange(3)}
-    match chance.randrange(4):
-        case 0:
-            data["filter"] = b64encode(damaged(chance, chance.choice(FILTERS))).decode()
-        case 1:
-            data["keys"] = b64encode(damaged(chance, write_keys(KEYS))).decode()
-        case 2:
-            data["columns"] = chance.sample(SCHEMA.names, 2)
-    return data
-
-
-def raw_ticket(chance: Random) -> bytes:
-    match chance.randrange(5):
-        case 0:
-            return chance.randbytes(chance.randrange(60))
-        case 1:
-            return damaged(chance, json.dumps(sound(chance)).encode())
-        case 2:
-            return json.dumps({**sound(chance), chance.choice(FIELDS): chance.choice(VALUES)}).encode()
-        case 3:
-            return json.dumps(
-                {each: chance.choice(VALUES) for each in chance.sample(FIELDS, chance.randint(0, 6))}
-            ).encode()
-        case _:
-            return json.dumps(sound(chance)).encode()
-
-
-def clean(call: Callable[[], Any]) -> Any:
-    """Its result; None if it ends in an error as clients know them."""
-    try:
-        return call()
-    except (flight.FlightServerError, flight.FlightUnavailableError) as error:
-        found: flight.FlightError = error
-    kind = json.loads(found.extra_info)["kind"]
-    assert kind in ("InvalidFlow", "Unavailable", "Moved"), found
-    assert "Traceback" not in str(found)
-    return None
-
-
-def only_hers(found: pa.Table | None) -> None:
-    """She sees no row of another, whatever she asks."""
-    if found is not None and "customer" in found.schema.names:
-        assert set(found.column("customer").to_pylist()) <= {"customer-3"}
-
-
-def test_fuzzed_tickets_commands_and_actions(guarded: Guarded) -> None:
-    chance = Random(5)
-    hers, empty = shows(token("anna")), 0
-    with flight.connect(guarded.service.location) as client:
-        for _ in range(1500):
-            raw = raw_ticket(chance)
-            only_hers(clean(lambda: client.do_get(flight.Ticket(raw), hers).read_all()))  # noqa: B023
-            command = flight.FlightDescriptor.for_command(re.sub(rb', "partition": \d', b"", raw))
-            info = clean(lambda: client.get_flight_info(command, hers))  # noqa: B023
-            empty += info is None
-            kind = chance.choice(["lookup", "directory", "cut", "status", "ping", "nonsense", "Lookup\0"])
-            done = clean(lambda: [each.body.to_pybytes() for each in client.do_action(flight.Action(kind, raw), hers)])  # noqa: B023
-            if done and kind == "lookup":
-                only_hers(pa.ipc.open_stream(done[0]).read_all())
-            assert b"secrets" not in b"".join(done or [])
-        assert 0 < empty < 1500
-        for _ in range(300):
-            begin = raw_ticket(chance).replace(
-                b'"partition"', b'"kind": "lookup", "q"' if chance.random() < 0.5 else b'"x"'
-            )
-            writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(begin), hers)
-            clean(reader.read_chunk)
-            with contextlib.suppress(flight.FlightError, pa.ArrowException):
-                writer.close()
-        assert client.do_get(
-            flight.Ticket(Ticket("billing", "subtotals", 0).to_bytes()), shows(token("boss"))
-        ).read_all()
-
-
-def test_fuzzed_keys_and_metadata_in_an_exchange(guarded: Guarded) -> None:
-    """Each message has its answer, in order, and the exchange goes on."""
-    chance = Random(6)
-    command = flight.FlightDescriptor.for_command(b'{"v": 1, "kind": "lookup", "job": "billing", "view": "subtotals"}')
-    names = [f"customer-{each}" for each in range(8)] + [None, "", "ÿ", "\0"]
-    with flight.connect(guarded.service.location) as client:
-        writer, reader = client.do_exchange(command, shows(token("anna")))
-        writer.begin(KEYS.schema)
-        found = 0
-        for number in range(3000):
-            keys = pa.record_batch(
-                {
-                    each: pa.array(chance.choices(names if each == "customer" else ["a", "b", None], k=3), pa.string())
-                    for each in ("customer", "kind")
-                }
-            )
-            asked: Any = {"partition": chance.randrange(3), "id": number}
-            if chance.random() < 0.5:
-                asked = chance.choice(
-                    [{**asked, chance.choice(FIELDS): chance.choice(VALUES)}, chance.choice(VALUES), {}]
-                )
-            raw = json.dumps(asked).encode()
-            writer.write_with_metadata(keys, damaged(chance, raw) if chance.random() < 0.2 else raw)
-            chunk = reader.read_chunk()
-            reply = json.loads(chunk.app_metadata.to_pybytes())
-            assert ("answer" in reply) != ("error" in reply)
-            if "error" in reply:
-                assert reply["error"]["kind"] in ("InvalidFlow", "Moved", "Unavailable")
-            else:
-                found += chunk.data.num_rows
-                only_hers(pa.Table.from_batches([chunk.data]))
-        assert found > 0
-        writer.done_writing()
-        writer.close()
 
 
 def test_fuzzed_headers_let_nobody_in(guarded: Guarded) -> None:
