@@ -69,7 +69,7 @@ def asked(harness: Harness, text: str, who: Principal | None = None) -> pa.Table
 )
 def test_a_partition_computes_nothing_else(harness: Harness, sql: str) -> None:
     with pytest.raises(InvalidFlow, match="does not compute this query"):
-        asked(harness, PartialQuery(sql).to_text())
+        asked(harness, json.dumps({"engine": partial.ENGINE, "sql": sql, "zone": "UTC"}))
 
 
 def test_a_partition_computes_within_bounds(harness: Harness) -> None:
