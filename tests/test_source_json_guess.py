@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -269,6 +271,50 @@ def test_a_record_ends_where_it_ends_whatever_follows_it_in_memory() -> None:
     guess = learned(numbers, b'{"n":1}')
     records = Records(b'{"n":123456}7}', np.array([0, 0, 0]), np.array([12, 11, 14]), np.arange(3))
     assert check(guess, numbers, records) == 1
+
+
+#: A block at the end of a page, behind which nothing may be read: reading there ends the process.
+AT_THE_END = r"""
+import ctypes, mmap
+import numpy as np, pyarrow as pa
+from flowstate.source.json_guess import JsonGuess
+from flowstate.source.records import Records
+
+PAGE = mmap.PAGESIZE
+pages = mmap.mmap(-1, 2 * PAGE)
+base = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+library = ctypes.CDLL(None, use_errno=True)
+assert library.mprotect(ctypes.c_void_p(base + PAGE), ctypes.c_size_t(PAGE), 0) == 0
+
+def place(raw, number):
+    whole = raw * number
+    pages[PAGE - len(whole) : PAGE] = whole
+    buffer = (ctypes.c_char * len(whole)).from_address(base + PAGE - len(whole))
+    starts = np.arange(number, dtype=np.int64) * len(raw)
+    return Records(buffer, starts, starts + len(raw), starts)
+
+kinds = [pa.string(), pa.int64(), pa.decimal128(38, 4), pa.float64(), pa.bool_(), pa.timestamp("ns"), pa.date32()]
+values = [b'"a text of more than eight bytes \xc3\xa9"', b"123456789012", b'"1234567890123.25"', b"0.123456789012345", b"false"]
+values += [b'"2024-02-29T12:30:15.123456789+01:00"', b'"2024-02-29"']
+for kind, value in [*zip(kinds, values), (pa.int8(), None)]:
+    name, value = (b"a", value) if value is not None else (b"unknown", b'[1.5e3,true,"text of some length",null]')
+    raw = b'{"%s":%s}' % (name, value)
+    guess = JsonGuess(pa.schema([("a", kind)]))
+    first = np.array([0]), np.array([len(raw)]), np.array([0])
+    assert guess.read(Records(raw, *first))[0].num_rows == 1
+    guess._wait = 1 << 40
+    for number in (1, 2, 5, 40):
+        batch, taken = guess.read(place(raw, number))
+        assert taken.all() and batch.column(0).unique() == guess.read(Records(raw, *first))[0].column(0)
+    for end in range(1, len(raw)):
+        assert guess.read(place(raw[:end], 1)) is None
+print("read to the end")
+"""
+
+
+def test_nothing_is_read_behind_the_block() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "read to the end\n"), done.stderr
 
 
 def test_records_need_no_bytes_between_them() -> None:
