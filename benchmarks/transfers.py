@@ -80,6 +80,10 @@ def transfers(folder: Path) -> Iterator[None]:
         writer.wait(10)
 
 
+#: Sum of balances, rows, and what says that both were live and at one position; nothing if they were not.
+Found = tuple[int, int, object]
+
+
 def is_refusal(error: Exception) -> bool:
     """Allowed while a worker is away, as long as nothing is wrong."""
     return isinstance(error, fs.Unavailable) or "Unavailable: " in str(error)
@@ -87,10 +91,10 @@ def is_refusal(error: Exception) -> bool:
 
 @dataclass
 class Reader(threading.Thread):
-    """Asks again and again until `over`. `read` gives (sum of balances, rows, whether it was at one position)."""
+    """Asks again and again until `over`. `read` gives what it saw (`Found`)."""
 
     label: str
-    read: Callable[[], tuple[int, int, bool]]
+    read: Callable[[], Found]
     over: threading.Event
     done: int = 0
     refused: int = 0
@@ -98,6 +102,7 @@ class Reader(threading.Thread):
     newest: int = 0
     seen: set[int] = field(default_factory=set)
     refusals: set[str] = field(default_factory=set)
+    told: object = None
     error: BaseException | None = None
 
     def __post_init__(self) -> None:
@@ -108,7 +113,7 @@ class Reader(threading.Thread):
     @property
     def summary(self) -> str:
         refused = f", {self.refused} refused" if self.refused else ""
-        apart = f", {self.apart} between two positions, and said so" if self.apart else ""
+        apart = f", {self.apart} between two positions or saved, and said so" if self.apart else ""
         return f"{self.label:14} {self.done:6,} reads, {len(self.seen):6,} different, none wrong{apart}{refused}"
 
     def run(self) -> None:
@@ -135,47 +140,50 @@ class Reader(threading.Thread):
                 self.apart += 1
                 continue
             if balance != 0 or rows % 2 or rows < self.newest:
-                self.error = AssertionError(f"{self.label}: {balance=}, {rows=} after {self.newest}")
+                self.error = AssertionError(
+                    f"{self.label}: {balance=}, {rows=} after {self.newest}: {whole}, before {self.told}"
+                )
                 self.over.set()
                 return
-            self.newest = rows
+            self.newest, self.told = rows, whole
 
 
-def by_sql(reads: fs.Job | Any) -> Callable[[], tuple[int, int, bool]]:
-    def read() -> tuple[int, int, bool]:
+def by_sql(reads: fs.Job | Any) -> Callable[[], Found]:
+    def read() -> Found:
         [(balance, rows)] = reads.sql(QUERY, consistent=True).fetchall()
         return balance, rows, True
 
     return read
 
 
-def by_scan(reads: Any, **asked: Any) -> Callable[[], tuple[int, int, bool]]:
+def by_scan(reads: Any, **asked: Any) -> Callable[[], Found]:
     """Says itself whether it was at one position."""
 
-    def read() -> tuple[int, int, bool]:
+    def read() -> Found:
         table = reads["accounts"].to_table(**asked)
         answer = Answer.of(table.schema)
         assert answer is not None
-        whole = all(each.position == answer.parts[0].position for each in answer.parts)
+        # What is away is answered from what it saved, if no more was asked for: that is older, and says so.
+        whole = answer.live and all(each.position == answer.parts[0].position for each in answer.parts)
         assert whole or not asked.get("consistent"), "a consistent answer of several positions"
         assert answer.consistent == bool(asked.get("consistent"))
-        return pc.sum(table["balance"]).as_py() or 0, pc.sum(table["rows"]).as_py() or 0, whole
+        return pc.sum(table["balance"]).as_py() or 0, pc.sum(table["rows"]).as_py() or 0, answer if whole else None
 
     return read
 
 
-def by_keys(reads: Any) -> Callable[[], tuple[int, int, bool]]:
-    def read() -> tuple[int, int, bool]:
+def by_keys(reads: Any) -> Callable[[], Found]:
+    def read() -> Found:
         table = reads["accounts"].lookup(ACCOUNTS, consistent=True)
         return pc.sum(table["balance"]).as_py() or 0, pc.sum(table["rows"]).as_py() or 0, True
 
     return read
 
 
-def by_session(reads: Any) -> Callable[[], tuple[int, int, bool]]:
+def by_session(reads: Any) -> Callable[[], Found]:
     """One moment, read three times by three ways: the same each time."""
 
-    def read() -> tuple[int, int, bool]:
+    def read() -> Found:
         with reads.snapshot() as moment:
             [first] = moment.sql(QUERY).fetchall()
             table = moment["accounts"].to_table()
@@ -193,7 +201,7 @@ class Readers:
         self.over = threading.Event()
         self.stack = ExitStack()
         direct = self.stack.enter_context(fs.connect(job.address))
-        ways: dict[str, Callable[[], tuple[int, int, bool]]] = {
+        ways: dict[str, Callable[[], Found]] = {
             "SQL": by_sql(job),
             "scans": by_scan(direct, consistent=True),
             "lookups": by_keys(direct),

@@ -24,6 +24,7 @@ class Intake:
         self._at: dict[tuple[str, bool], int] = {}  # where each assigned split stands
         self._retry: dict[str, float] = {}
         self._told: dict[str, str] = {}
+        self.waited = False
 
     def read(
         self,
@@ -33,7 +34,8 @@ class Intake:
         timeout: float,
         problems: dict[str, str],
     ) -> Iterator[Rows]:
-        """What is ready of the splits that this partition reads."""
+        """What is ready of the splits that this partition reads. Sources that hear of rows are waited for (`waited`: one was)."""
+        self.waited = False
         return self._poll(table, wanted, limit, timeout, problems, gap=False)
 
     def fill(
@@ -61,7 +63,8 @@ class Intake:
                     by_source.setdefault(source, {})[split] = stop
         for source, stops in by_source.items():
             reader = self._readers[source, gap]
-            share = timeout / len(by_source)
+            share = timeout / len(by_source) if reader.hears_rows else 0.0
+            self.waited |= share > 0
             # After trouble each split is asked by itself, so that one bad split does not hide the others.
             groups = [{split: stop} for split, stop in stops.items()] if problems.keys() & stops.keys() else [stops]
             for group in groups:

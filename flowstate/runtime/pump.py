@@ -189,8 +189,8 @@ class Pump:
             self._carry_out(instructions)
             self._declare_idle(machine, now)
             self._save_if_due(machine, now)
-            if not moved and not wanted and not self._inbox:
-                self._wake.wait(IDLE)  # nothing to poll, so nothing else has waited
+            if not moved and not self.intake.waited and not self._inbox:
+                self._wake.wait(IDLE)
             self._wake.clear()
 
     def _drain_inbox(self) -> bool:

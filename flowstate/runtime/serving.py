@@ -143,7 +143,9 @@ class ServedPartition:
         """Hold a cut until it was not read for `LEASE` seconds, or has to make room for others."""
         with self._lock:
             self._cuts[cut] = Kept(frozen, self.clock.wall(), self.clock.monotonic())
-            if self.clock.monotonic() - self._reckoned > RECKON_EVERY or len(self._cuts) > MOST_CUTS:
+            if (
+                len(self._cuts) > MOST_CUTS + MOST_CUTS // 10
+            ):  # the pump is held up here; what they cost is reckoned by `expire`
                 self._reckon()
 
     def release(self) -> None:

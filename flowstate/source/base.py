@@ -19,6 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -55,7 +56,13 @@ class Rows:
 
 
 class SourceReader(ABC):
-    """Reads some splits. Used by one thread. Everything is bounded: `poll` returns within about `timeout` seconds."""
+    """Reads some splits. Used by one thread. Everything is bounded: `poll` returns within about `timeout` seconds.
+
+    `hears_rows`: while it waits in `poll`, rows that come end that. One that only looks again after a while is better asked without a
+    timeout, by a caller who waits where he can be woken by other things, too.
+    """
+
+    hears_rows: ClassVar[bool] = False
 
     @abstractmethod
     def assign(self, split: SplitInfo, offset: int) -> None:

@@ -145,6 +145,8 @@ class KafkaReader(SourceReader):
     """One consumer over all assigned partitions. What comes of a partition that is not wanted waits here, and it is
     paused when that is enough."""
 
+    hears_rows = True
+
     def __init__(self, spec: ScanSpec, source: KafkaSource, clock: Clock | None = None) -> None:
         self._spec = spec
         self._topic = source.topic
