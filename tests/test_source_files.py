@@ -237,12 +237,16 @@ def test_a_file_replaced_in_place_before_it_was_read_is_a_named_error(tmp_path: 
         reader.poll({split.name: None}, max_rows=10, timeout=0)
 
 
-def test_files_that_begin_alike(tmp_path: Path) -> None:
+def test_files_that_begin_alike(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one, two = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     one.write_bytes(lines(1, 2, 3))
     two.write_bytes(lines(1, 2))
     follower = Follower(scan(tmp_path / "*.jsonl"))
     assert follower.step() == [1, 2, 3]  # A copy of its beginning is the same log.
+    follower.step()
+    [told] = {each.message for each in caplog.records if each.name.startswith("flowstate.source")}
+    assert "a.jsonl" in told
+    assert "b.jsonl hold the same log, which is read once" in told
     two.write_bytes(lines(1, 9))
     with pytest.raises(InvalidFlow, match="identity='path'"):
         follower.step()

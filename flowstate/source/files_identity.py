@@ -13,6 +13,7 @@ are complete. Two files that share them are compared: if one is the beginning of
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 from flowstate.errors import InvalidFlow
@@ -20,6 +21,8 @@ from flowstate.source.files_storage import Content, Stat, Storage, Torn
 
 HEAD_BYTES = 4096
 _BLOCK = 1 << 20
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Catalogue:
         self._by_path = by_path
         self._known: dict[str, tuple[Stat, str | None]] = {}
         self._compared: dict[tuple[str, Stat, str, Stat], bool] = {}
+        self._told: set[str] = set()
 
     def find(self) -> dict[str, Found]:
         """Split name -> its file, in the order of the paths. A file that goes away meanwhile is left out."""
@@ -63,7 +67,16 @@ class Catalogue:
             other = found.get(digest)
             if other is None or self._longer(path, stat, other.path, stats[other.path]):
                 found[digest] = Found(f"{self._storage.source}/{digest}", path, stat.size)
+            if other is not None:
+                self._tell(digest, path, other.path)
         return {each.name: each for each in found.values()}
+
+    def _tell(self, digest: str, path: str, other: str) -> None:
+        """That two files are taken for one log, once: it is what a copy of a log should be, and a loss if both were meant."""
+        if digest not in self._told:
+            self._told.add(digest)
+            message = "source %r: %s and %s hold the same log, which is read once; if the events of both count, pass identity='path'"
+            log.warning(message, self._storage.source, other, path)
 
     def digest(self, path: str, stat: Stat) -> str | None:
         """None while the file has no complete first record."""
