@@ -1,6 +1,6 @@
 """What clients that read slowly, or are gone, cost the job: how fast it applies a backlog with them, against without, by turns.
 
-    python -m benchmarks.slow_readers [--clients 50] [--rows 300000] [--keys 100000] [--before 4] [--repeat 5]
+    python -m benchmarks.slow_readers [--clients 50] [--rows 300000] [--keys 100000] [--before 8] [--repeat 5]
 
 One worker process follows a file log; a gateway with HTTP is in this process. Each turn opens its clients, appends the backlog `before`
 times, so that what the network takes for those who do not read is full, and then once more, timed, until it is applied. The turns: scans
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--keys", type=int, default=100_000)
-    parser.add_argument("--before", type=int, default=4)
+    parser.add_argument("--before", type=int, default=8)
     parser.add_argument("--turns", nargs="+", default=["scans", "changes", "sql", "events"])
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
