@@ -205,7 +205,7 @@ def columns(service: HttpService) -> Any:
 def test_requests(attacked: Target, service: HttpService) -> None:
     chance, client = Random(11), Client(service)
     statuses: dict[int, int] = {}
-    for number in cases(grows=8):
+    for number in cases(grows=16):
         if number % 8 == 0:
             noise(chance, service)
             continue

@@ -121,7 +121,7 @@ def test_batches_of_keys(service: Target) -> None:
         places = [service.workers[0], service.gateway.address]
         clients = [stack.enter_context(flight.connect(each)) for each in places]
         streams = [begin(each, SOUND.schema) for each in clients]
-        for number in cases(grows=8, count=CASES // 2):
+        for number in cases(grows=16, count=CASES // 2):
             count, which = number + 1, number % 2
             if chance.random() < 0.05:  # an exchange of other keys
                 keys = others(chance)
@@ -175,7 +175,7 @@ def test_bytes_that_are_no_batches(service: Target) -> None:
     command = json.dumps(COMMAND).encode()
     with contextlib.ExitStack() as stack:
         exchange: Exchange | None = None
-        for number in cases(grows=8, count=CASES // 2):
+        for number in cases(grows=16, count=CASES // 2):
             count = number + 1
             if exchange is None or exchange.ended:
                 if exchange is not None:

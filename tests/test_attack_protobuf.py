@@ -219,7 +219,7 @@ def metadata_numbers(raw: bytes) -> list[int]:
 def test_messages_of_flight_sql(service: Target) -> None:
     chance, answered, count = Random(20), 0, 0
     with flight.connect(service.gateway.address) as client:
-        for number in cases(grows=8):
+        for number in cases(grows=16):
             count = number + 1
             answered += asked(chance, client)
         print(f"{answered} of {count} answered")

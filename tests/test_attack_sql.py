@@ -335,7 +335,7 @@ def what(chance: random.Random, statements: Statements) -> str:
 def test_statements(here: Served, outside: Path) -> None:
     chance = random.Random(20261121)
     statements, told, answered, count, longest = Statements(chance, outside), [""], 0, 0, 0.0
-    for number in cases(grows=24, count=CASES // 4):  # those of the others cost a quarter
+    for number in cases(grows=32, count=CASES // 4):  # those of the others cost a quarter
         query, count, began = what(chance, statements), number + 1, time.monotonic()
         try:
             params = chance.choice(([1], [1, 2], {"a": "x"}, None)) if "$" in query or "?" in query else None

@@ -179,7 +179,7 @@ def test_tickets_commands_and_actions(service: Target) -> None:
     places = [service.workers[0], service.gateway.address]
     with flight.connect(places[0]) as worker, flight.connect(places[1]) as gateway:
         count = 0
-        for number in cases(grows=8):
+        for number in cases(grows=16):
             count, which = number + 1, number % 5 > 2
             answered[which] += asked(chance, gateway if which else worker, not which)
         print(f"{answered} of {count} answered")
