@@ -208,6 +208,22 @@ def test_two_halves_of_an_object_do_not_make_a_row() -> None:
     assert dead.num_rows == 3
 
 
+@pytest.mark.parametrize("power", [-41, -61, -77, -141, -231, -79540726, -999999999, -9, 36, 3])
+@pytest.mark.parametrize("form", ['"a":%s', '"a":"%s"', '"b":{"x":[%s]}', '"b":{"x":["%s"]}'])
+def test_exponents_of_decimals_stay_with_the_complete_reader(form: str, power: int) -> None:
+    inner = pa.struct([("x", pa.list_(pa.decimal128(38, 0)))])
+    for kind in (MONEY, pa.decimal128(38, 38), pa.decimal128(38, 0)):
+        schema = pa.schema([("a", kind), ("b", inner)])
+        for number in ("1", "0.9", "-0.000", "99999999999999999999999999999999999999"):
+            texts = [f"{number}E{power}", f"{number}e{power}"]
+            if '"%s"' in form:
+                texts.append(f"{number}\\u0065{power}")
+            raw = [b'{"a":1}', *(("{" + form % each + "}").encode() for each in texts)]
+            fast, slow = decode(schema, raw), decode(schema, raw, fast=False)
+            assert fast[0].equals(slow[0])
+            assert fast[1].equals(slow[1])
+
+
 TYPES = [
     pa.int64(),
     pa.int8(),

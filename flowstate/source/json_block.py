@@ -2,7 +2,8 @@
 
 What Arrow's reader lets pass or does otherwise than `json_rows`, and what is done about it (tests hold both to each other):
 
-* record boundaries, ``NaN``, invalid UTF-8, control characters: `json_scan` keeps such records away from it;
+* record boundaries, ``NaN``, invalid UTF-8, control characters, exponents where there are decimals: `json_scan` keeps such records
+  away from it;
 * decimals above their precision (``12345678901`` as decimal128(12, 2)) and infinite floats pass: the result is checked;
 * timestamps and dates come as text or as numbers, never both in one column: each column remembers which it saw last, and the
   first record of a refused block tells whether that has changed;
@@ -39,13 +40,14 @@ class JsonBlock:
         self._eligible = (
             len(schema) > 0 and len(set(schema.names)) == len(schema) and all(_known(e.type) for e in schema)
         )
+        self._decimals = any(_has_decimals(each.type) for each in schema)
         #: Columns that come as text or as numbers: True for text.
         self._text = {e.name: True for e in schema if pa.types.is_timestamp(e.type) or pa.types.is_date32(e.type)}
 
     def certain(self, records: Records) -> np.ndarray[Any, np.dtype[np.bool_]]:
         if not self._eligible:
             return np.zeros(len(records), np.bool_)
-        return certain_records(records.buffer, records.starts, records.ends)
+        return certain_records(records.buffer, records.starts, records.ends, exponents=not self._decimals)
 
     def read(
         self, records: Records, rows: np.ndarray[Any, np.dtype[np.int64]]
@@ -112,6 +114,11 @@ def _joined(records: Records, rows: np.ndarray[Any, np.dtype[np.int64]]) -> byte
         return records.buffer[int(starts[0]) : int(ends[-1])]
     buffer = records.buffer
     return b"\n".join([buffer[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
+
+
+def _has_decimals(kind: pa.DataType) -> bool:
+    inner = [kind.field(each).type for each in range(kind.num_fields)]
+    return pa.types.is_decimal(kind) or any(_has_decimals(each) for each in inner)
 
 
 def _known(kind: pa.DataType, nested: bool = False) -> bool:
