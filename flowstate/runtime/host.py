@@ -29,7 +29,7 @@ from flowstate.runtime.pump import Pump
 from flowstate.runtime.reply import unwrap
 from flowstate.runtime.saving import Saver
 from flowstate.runtime.security import Security
-from flowstate.runtime.serving import ServedPartition
+from flowstate.runtime.serving import RECKON_LATEST, RECKON_SHARE, ServedPartition
 from flowstate.runtime.status import describe, sinks_of
 from flowstate.runtime.table import Table
 from flowstate.snapshot.record import SplitRecords
@@ -256,11 +256,12 @@ class Host(WorkerPlugin):
         now = self.clock.monotonic()
         if now < self._next_expiry:
             return
-        self._next_expiry = now + EXPIRE_EVERY
         here = list(self.served.values())
         for served in here:
             served.budget = BUDGET // len(here)
             served.expire()
+        taken = self.clock.monotonic() - now
+        self._next_expiry = now + min(max(EXPIRE_EVERY, taken / RECKON_SHARE), RECKON_LATEST)
 
     def _go(self) -> None:
         """The supervisor has given this process up, and its partitions to others: it was stopped for long, or held. What it still does is

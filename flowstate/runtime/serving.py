@@ -39,6 +39,8 @@ from flowstate.view.lookup import with_window_end
 
 SHARED_FOR = 0.005  # seconds that a scan may share the state frozen for another
 RECKON_EVERY = 0.05  # seconds between two reckonings of what is held, while reads begin
+RECKON_SHARE = 0.05  # of the time goes into that at most: with a thousand cuts one takes milliseconds
+RECKON_LATEST = 1.0  # seconds between two at most
 
 
 class ServedPartition:
@@ -55,7 +57,7 @@ class ServedPartition:
         self._shared: Kept | None = None
         self._cuts: dict[int, Kept] = {}
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        self._reckoned = 0.0
+        self._reckoned, self._reckon_pause = 0.0, RECKON_EVERY
         self.identity = secrets.token_hex(8)
         self._subscribed: weakref.WeakSet[Subscription] = weakref.WeakSet()
 
@@ -86,7 +88,7 @@ class ServedPartition:
         stream = Stream(table.batches(columns), table.pieces(), self.clock)
         with self._lock:
             self._streams.add(stream)
-            if self.clock.monotonic() - self._reckoned > RECKON_EVERY:
+            if self.clock.monotonic() - self._reckoned > self._reckon_pause:
                 self._reckon()
         return schema, stream, self._answer(view, kept)
 
@@ -143,9 +145,7 @@ class ServedPartition:
         """Hold a cut until it was not read for `LEASE` seconds, or has to make room for others."""
         with self._lock:
             self._cuts[cut] = Kept(frozen, self.clock.wall(), self.clock.monotonic())
-            if (
-                len(self._cuts) > MOST_CUTS + MOST_CUTS // 10
-            ):  # the pump is held up here; what they cost is reckoned by `expire`
+            if len(self._cuts) > 3 * MOST_CUTS:  # the pump is held up here; what they cost is reckoned by `expire`
                 self._reckon()
 
     def release(self) -> None:
@@ -193,6 +193,8 @@ class ServedPartition:
                 del self._cuts[cut]
             keeping += spent
         self.held = {"cuts": keeping, "streams": streaming}
+        taken = self.clock.monotonic() - self._reckoned
+        self._reckon_pause = min(max(RECKON_EVERY, taken / RECKON_SHARE), RECKON_LATEST)
 
     def _lacking(self, at_least: Mapping[str, Place]) -> dict[str, tuple[Place, Place | None]]:
         self._serves()
