@@ -224,6 +224,24 @@ def test_exponents_of_decimals_stay_with_the_complete_reader(form: str, power: i
             assert fast[1].equals(slow[1])
 
 
+@pytest.mark.parametrize("kind", [pa.decimal128(38, each) for each in (1, 4, 18, 38)] + [pa.decimal128(20, 19), MONEY])
+def test_decimals_that_would_wrap_are_refused(kind: pa.DataType) -> None:
+    dice = random.Random(kind.scale)
+    numbers = ["4", "-4", "5", "17", *(str(dice.randrange(10**digits)) for digits in range(1, 78))]
+    numbers += [f"{each}.{'0' * dice.randrange(1, 100)}1" for each in numbers] + [f"0.{each}" for each in numbers]
+    for nested in (kind, pa.list_(kind)):
+        schema = pa.schema([("a", nested)])
+        form = '{"a":[%s]}' if pa.types.is_list(nested) else '{"a":%s}'
+        for number in numbers:
+            raw = [(form % number).encode()]
+            fast, slow = decode(schema, raw), decode(schema, raw, fast=False)
+            assert fast[0].equals(slow[0])
+            assert fast[1].equals(slow[1])
+        fast, slow = (decode(schema, [(form % each).encode() for each in numbers], fast=each) for each in (True, False))
+        assert fast[0].equals(slow[0])
+        assert fast[1].equals(slow[1])
+
+
 TYPES = [
     pa.int64(),
     pa.int8(),

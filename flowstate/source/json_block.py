@@ -4,6 +4,8 @@ What Arrow's reader lets pass or does otherwise than `json_rows`, and what is do
 
 * record boundaries, ``NaN``, invalid UTF-8, control characters, exponents where there are decimals: `json_scan` keeps such records
   away from it;
+* decimals may wrap on the way to their scale, and come out between the number as written and the type's limit, where precision and
+  scale are together more than 38: such columns are read in 256 bits first;
 * decimals above their precision (``12345678901`` as decimal128(12, 2)) and infinite floats pass: the result is checked;
 * timestamps and dates come as text or as numbers, never both in one column: each column remembers which it saw last, and the
   first record of a refused block tells whether that has changed;
@@ -90,6 +92,8 @@ class JsonBlock:
             return kind if self._text[field.name] else pa.int64()
         if pa.types.is_date32(kind):
             return pa.string() if self._text[field.name] else pa.int32()
+        if _may_wrap(kind):
+            return pa.decimal256(76, kind.scale)
         return pa.string() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else kind
 
     def _learn(self, raw: bytes) -> bool:
@@ -121,6 +125,10 @@ def _has_decimals(kind: pa.DataType) -> bool:
     return pa.types.is_decimal(kind) or any(_has_decimals(each) for each in inner)
 
 
+def _may_wrap(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_decimal128(kind) and kind.precision + kind.scale > 38)
+
+
 def _known(kind: pa.DataType, nested: bool = False) -> bool:
     """Whether Arrow's reader is known to agree on this type."""
     is_ = pa.types
@@ -134,7 +142,7 @@ def _known(kind: pa.DataType, nested: bool = False) -> bool:
         is_.is_decimal128,
     )
     if any(each(kind) for each in plain):
-        return True
+        return not (nested and _may_wrap(kind))
     if is_.is_list(kind):
         return bool(kind.value_field.nullable) and _known(kind.value_type, True)
     if is_.is_struct(kind):
@@ -164,7 +172,7 @@ def _finished(column: pa.Array, kind: pa.DataType) -> pa.Array:
         ):
             raise Surprise
         return column.cast(kind)
-    if column.type != kind and (is_.is_binary(kind) or is_.is_large_binary(kind)):
+    if column.type != kind and (is_.is_binary(kind) or is_.is_large_binary(kind) or is_.is_decimal128(kind)):
         return column.cast(kind)
     _check(column)
     return column
