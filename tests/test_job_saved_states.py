@@ -75,8 +75,8 @@ def found(states: SavedStates, partition: int, view: str = "totals", oldest: flo
 
 
 def total(states: SavedStates, partition: int) -> int:
-    part = found(states, partition).part
-    assert part is not None
+    part, trouble = (known := found(states, partition)).part, known.trouble
+    assert part is not None, trouble
     _, batches, _ = part.scan("totals")
     return int(sum(sum(each.column("total").to_pylist()) for each in batches))
 

@@ -12,7 +12,7 @@ from flowstate.exchange.route import Router
 from flowstate.plan.position import NEVER, Floor, Place
 from flowstate.plan.spec import DEAD_LETTERS
 from flowstate.runtime.contents import Contents
-from flowstate.runtime.instructions import Acknowledge, Close, LoadRecord, Put, ResolveEnd, SendAttach
+from flowstate.runtime.instructions import Acknowledge, Close, CutTaken, LoadRecord, Put, ResolveEnd, SendAttach
 from flowstate.runtime.partition import Partition
 from flowstate.runtime.prepare import Preparer
 from flowstate.runtime.table import ReaderOf, SplitEntry, Table
@@ -156,6 +156,21 @@ def test_a_held_split_waits_and_a_closed_cut_lets_it_go() -> None:
     machine.consume("a")
     machine.consume("a")
     assert machine.held == set()  # a marker of a closed cut
+
+
+def test_a_marker_that_is_faster_than_the_table_is_held_until_that_tells_what_the_cut_is_for() -> None:
+    machine, stream = owner(Place(0))
+    for message in (Start(Place(0), NEVER, ()), Marker(1), Batch(Place(0), Place(1), NEVER, NEVER)):
+        machine.receive(stream, message)
+    machine.consume("a")
+    assert machine.consume("a") == [Acknowledge(stream, 1)]
+    assert machine.held == {"a"}
+    [taken] = [each for each in machine.hear(table(2, cut=1)) if isinstance(each, CutTaken)]
+    assert taken.cut == 1
+    assert taken.frozen.marks.position == {"a": Place(0)}
+    assert machine.consumable() == ["a"]
+    assert not machine.cut_is_open
+    assert not any(isinstance(each, CutTaken) for each in machine.hear(table(3, cut=1)))
 
 
 def test_a_marker_has_the_first_claim_on_room() -> None:

@@ -222,7 +222,7 @@ def test_views_that_appear_change_and_go(served: Served, con: duckdb.DuckDBPyCon
 
 
 def test_freshness_is_kept_or_refused(served: Served, con: duckdb.DuckDBPyConnection) -> None:
-    quick = {"patience": 2.0, "grace": 0.1}
+    quick = {"patience": 4.0, "grace": 0.5}
     with flowstate_sql.attach(con, served.location, name="live", options=quick, at_least={"events-0": 100}) as live:
         assert con.sql("select count(*) from live.subtotals_late").fetchall() == [(30,)]
         live.refresh(at_least={"events-0": 200})

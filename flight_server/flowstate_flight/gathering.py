@@ -34,6 +34,8 @@ Share = TypeVar("Share")
 #: Seconds that a read waits for a round that it began: enough to hear that a partition moved, or is still not there.
 ROUND_WAIT = 0.1
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.1
+#: An attempt cut off after less, when patience is about to end, does not take back that the partition had said it is there, and behind.
+HASTE = 0.5
 
 
 class Reading:
@@ -256,8 +258,9 @@ class Gathering(Generic[Part, Share]):
             self._behind[number] = error
             return None
         except (Moved, Unavailable, Fenced) as error:
-            self._behind.pop(number, None)
             now = reading.clock.monotonic()
+            if now - begun < 0.9 * timeout or timeout > HASTE:
+                self._behind.pop(number, None)
             reading.presence.failed(number, begun, now, error)
             self._failed[number] = (self._failed.get(number, (begun, error))[0], error)
             self._overdue = self._overdue or now - begun >= 0.9 * timeout

@@ -111,7 +111,7 @@ class Partition:
         self.closed_cut = max(self.closed_cut, table.closed)
         if self.cut <= self.closed_cut:
             self.held.clear()
-        return out
+        return out + self._taken()
 
     # as a reader
 
@@ -370,11 +370,15 @@ class Partition:
         if cut > self.cut:
             self.cut, self.held = cut, set()
         self.held.add(split)
-        if self.held < set(self.table.splits):
+        return self._taken()
+
+    def _taken(self) -> list[Instruction]:
+        """The cut, when all splits are held and the table has told of it: markers may be faster, and only the table says what it is for."""
+        if self.cut != self.table.cut or self.cut <= self.closed_cut or self.held < set(self.table.splits):
             return []
-        self.closed_cut = max(cut, self.closed_cut)
+        self.closed_cut = self.cut
         self.held.clear()
-        return [CutTaken(cut, self.contents.freeze())]
+        return [CutTaken(self.cut, self.contents.freeze())]
 
     # time
 
