@@ -1,6 +1,6 @@
 """Queries while the job ingests, each figure beside its limit and beside what the machine gives without us, in the same run.
 
-    python -m benchmarks.queries [--rate 50000] [--keys 100000] [--seconds 2] [--repeat 5] [--backlog 2000000]
+    python -m benchmarks.queries [--rate 50000] [--keys 100000] [--seconds 2] [--repeat 5] [--backlog 6000000]
     python -m benchmarks.queries --consistency 10000
 
 One worker process, pinned to core 0, follows a file log that another process appends to at `rate` rows a second; the client is pinned to
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--backlog", type=int, default=2_000_000)
+    parser.add_argument("--backlog", type=int, default=6_000_000)
     parser.add_argument("--consistency", type=int, metavar="READS")
     options = parser.parse_args()
     if options.consistency:

@@ -69,7 +69,8 @@ def test_killed_while_it_writes(tmp_path: Path, seed: int) -> None:
     for _ in range(random.Random(seed).randrange(3, 20)):
         reported = int(writer.stdout.readline())
     writer.send_signal(signal.SIGKILL)
-    rest = writer.communicate()[0].split()
+    rest = writer.stdout.read().split()  # not `communicate`: it leaves out what was read ahead with the lines before
+    writer.communicate()
     reported = max([reported, *map(int, rest)])
     store = Store.open(tmp_path)
     names = store.list("objects")
