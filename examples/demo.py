@@ -292,5 +292,5 @@ def main() -> int:
         return 1
 
 
-if __name__ == "__main__":  # worker processes import this file
+if __name__ == "__main__":
     sys.exit(main())

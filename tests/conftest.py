@@ -22,9 +22,12 @@ from flowstate.testing.servers import s3 as s3_server
 from flowstate.testing.tormentor import SmallDisk
 
 if TYPE_CHECKING:
+    from attack import Target
     from distributed import Client
     from guarded import Guarded
     from pyarrow.flight import FlightClient
+
+    from flowstate_http import HttpService
 
 #: What the tests with a mark need, and how it is had.
 FETCHED: dict[str, Callable[[], object]] = {
@@ -129,6 +132,27 @@ def flight_client(guarded: Guarded) -> Iterator[FlightClient]:
 
     with flight.connect(guarded.service.location) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def attacked() -> Iterator[Target]:
+    """What the tests of a file attack; nothing is left of it."""
+    from attack import target
+
+    with target() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def web(attacked: Target) -> Iterator[HttpService]:
+    """The same by HTTP."""
+    from attack import ACCESS
+
+    from flowstate.view.access import Access
+    from flowstate_http import HttpService
+
+    with HttpService(attacked.reader, attacked.gateway.sql, Access(ACCESS)) as found:
+        yield found
 
 
 @pytest.fixture

@@ -6,17 +6,15 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 import pytest
-from attack import ACCESS, ANNA, VALUES, Target, cases, damaged, nested, only_hers, target
+from attack import ANNA, VALUES, Target, cases, damaged, nested, only_hers
 from waiting import until
 
-import flowstate as fs
 from flowstate_http import HttpService
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -50,18 +48,6 @@ QUERIES = [
     "\0",
 ]
 STATUSES = {200, 400, 401, 403, 404, 405, 413, 415, 422, 431, 501, 503}
-
-
-@pytest.fixture(scope="module")
-def attacked() -> Iterator[Target]:
-    with target() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def service(attacked: Target) -> Iterator[HttpService]:
-    with HttpService(attacked.reader, attacked.gateway.sql, fs.Access(ACCESS)) as service:
-        yield service
 
 
 def path(chance: Random) -> str:
@@ -122,8 +108,8 @@ def headers(chance: Random, posts: bool) -> dict[str, str]:
 class Client:
     """One connection, until the service closes it."""
 
-    def __init__(self, service: HttpService) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+    def __init__(self, web: HttpService) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
 
     def ask(self, chance: Random) -> int:
         posts = chance.random() < 0.35
@@ -154,7 +140,7 @@ class Client:
         return response.status
 
 
-def noise(chance: Random, service: HttpService) -> None:
+def noise(chance: Random, web: HttpService) -> None:
     """A connection of its own, with what is no HTTP, or breaks off, or claims a length that does not come."""
     sound = f"GET /views/totals HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ANNA[0]}\r\n\r\n".encode()
     posted = f"POST /sql HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ANNA[0]}\r\ncontent-type: application/json\r\n".encode()
@@ -178,7 +164,7 @@ def noise(chance: Random, service: HttpService) -> None:
             b"\x16\x03\x01" + chance.randbytes(50),
         ]
     )
-    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", web.port), timeout=20) as client:
         try:
             client.sendall(raw)
             if chance.random() < 0.2:
@@ -194,20 +180,20 @@ def noise(chance: Random, service: HttpService) -> None:
     assert b"HTTP/1.1 500" not in answered, raw
 
 
-def columns(service: HttpService) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+def columns(web: HttpService) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
     connection.request("GET", "/views/totals?columns=who", None, {"authorization": f"Bearer {ANNA[0]}"})
     with contextlib.closing(connection):
         return json.loads(connection.getresponse().read()).get("rows")
 
 
 @pytest.mark.timeout(900)
-def test_requests(attacked: Target, service: HttpService) -> None:
-    chance, client = Random(11), Client(service)
+def test_requests(attacked: Target, web: HttpService) -> None:
+    chance, client = Random(11), Client(web)
     statuses: dict[int, int] = {}
     for number in cases(grows=16):
         if number % 8 == 0:
-            noise(chance, service)
+            noise(chance, web)
             continue
         status = client.ask(chance)
         statuses[status] = statuses.get(status, 0) + 1
@@ -215,6 +201,6 @@ def test_requests(attacked: Target, service: HttpService) -> None:
     print(statuses)
     assert {200, 400, 401, 404, 405, 415} <= set(statuses)
     assert statuses[200] > sum(statuses.values()) // 10
-    until(lambda: columns(service) == [{"who": "anna"}])
-    until(lambda: service.app.streams == 0)
+    until(lambda: columns(web) == [{"who": "anna"}])
+    until(lambda: web.app.streams == 0)
     until(lambda: sum(each.subscribers() for each in attacked.job.served.values()) == 0)

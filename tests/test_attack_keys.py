@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import raw_grpc
-from attack import ALL, ANNA, CASES, VALUES, Target, cases, clean, damaged, nested, only_hers, shows, target
+from attack import ALL, ANNA, CASES, VALUES, Target, cases, clean, damaged, nested, only_hers, shows
 from hand_job import WHO
 from pyarrow import flight
 from raw_grpc import Exchange, flight_data
@@ -22,12 +21,6 @@ KINDS = ("InvalidFlow", "Moved", "Unavailable", "Behind", "Fenced")
 FIELDS = ["partition", "id", "epoch", "fresh", "wait", "x"]
 COMMAND = {"v": 1, "kind": "lookup", "job": "hand", "view": "totals"}
 SOUND = pa.record_batch({"who": ["anna", "bert", None]})
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Target]:
-    with target() as found:
-        yield found
 
 
 def utf8(values: bytes, offsets: list[int]) -> pa.Array:
@@ -114,11 +107,11 @@ def shows_headers() -> list[tuple[bytes, bytes]]:
 
 
 @pytest.mark.timeout(900)
-def test_batches_of_keys(service: Target) -> None:
+def test_batches_of_keys(attacked: Target) -> None:
     """Each message has its answer, in order, and the exchange goes on."""
     chance, answered, count = Random(6), [0, 0], 0
     with contextlib.ExitStack() as stack:
-        places = [service.workers[0], service.gateway.address]
+        places = [attacked.workers[0], attacked.gateway.address]
         clients = [stack.enter_context(flight.connect(each)) for each in places]
         streams = [begin(each, SOUND.schema) for each in clients]
         for number in cases(grows=16, count=CASES // 2):
@@ -141,8 +134,8 @@ def test_batches_of_keys(service: Target) -> None:
             writer.close()
     print(f"{answered} of {count} answered")
     assert min(answered) > count // 20
-    service.check(places[0], worker=True)
-    service.check(places[1], worker=False)
+    attacked.check(places[0], worker=True)
+    attacked.check(places[1], worker=False)
 
 
 def damaged_data(chance: Random, schema: bytes, header: bytes, body: bytes) -> bytes:
@@ -164,13 +157,13 @@ def damaged_data(chance: Random, schema: bytes, header: bytes, body: bytes) -> b
 
 
 @pytest.mark.timeout(900)
-def test_bytes_that_are_no_batches(service: Target) -> None:
+def test_bytes_that_are_no_batches(attacked: Target) -> None:
     """Arrow's own reading of what came meets it: the exchange goes on, or ends; nobody else's does, and the process lives."""
     chance, replies, ends, count = Random(7), 0, 0, 0
     schema = pa.ipc.read_message(SOUND.schema.serialize()).metadata.to_pybytes()
     message = pa.ipc.read_message(SOUND.serialize())
     header, body = message.metadata.to_pybytes(), message.body.to_pybytes()
-    ports = (service.job.services[0].port, service.gateway.port)
+    ports = (attacked.job.services[0].port, attacked.gateway.port)
     headers = {"authorization": f"Bearer {ANNA[0]}"}
     command = json.dumps(COMMAND).encode()
     with contextlib.ExitStack() as stack:
@@ -200,8 +193,8 @@ def test_bytes_that_are_no_batches(service: Target) -> None:
             assert b"bert" not in b"".join(value for _, value in found if isinstance(value, bytes))
     print(f"{replies} replies and {ends} ends of {count}")
     assert min(replies, ends) > count // 20
-    service.check(service.workers[0], worker=True)
-    service.check(service.gateway.address, worker=False)
-    with flight.connect(service.workers[0]) as client:
+    attacked.check(attacked.workers[0], worker=True)
+    attacked.check(attacked.gateway.address, worker=False)
+    with flight.connect(attacked.workers[0]) as client:
         descriptor = flight.FlightDescriptor.for_path("totals")
         assert clean(lambda: client.get_flight_info(descriptor, shows(ALL[0]))) is not None

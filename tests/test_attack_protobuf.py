@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from attack import ANNA, Target, cases, clean, damaged, only_hers, patiently, shows, target
+from attack import ANNA, Target, cases, clean, damaged, only_hers, patiently, shows
 from pyarrow import flight
 
 from flowstate.errors import InvalidFlow
@@ -60,12 +59,6 @@ QUERIES = [
     "(" * 3000,
     "\0",
 ]
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Target]:
-    with target() as found:
-        yield found
 
 
 def fields(chance: Random, depth: int = 0) -> bytes:
@@ -199,7 +192,7 @@ def bound(chance: Random, client: flight.FlightClient, raw: bytes, options: Any)
 
 
 @pytest.mark.parametrize("part", [b"\x08\x01", b"\x0a\x00", b"\x82\x01\x00"])
-def test_messages_of_millions_of_parts_are_not_read_to_their_end(service: Target, part: bytes) -> None:
+def test_messages_of_millions_of_parts_are_not_read_to_their_end(attacked: Target, part: bytes) -> None:
     """They would keep everybody else waiting for seconds."""
     whole = part * (3_900_000 // len(part))
     for raw in (pack("CommandGetSqlInfo", whole), pack("CommandGetSqlInfo", write([(1, whole)]))):
@@ -207,7 +200,7 @@ def test_messages_of_millions_of_parts_are_not_read_to_their_end(service: Target
         with pytest.raises(InvalidFlow, match="too many"):
             metadata_numbers(raw)
         assert time.process_time() - began < 0.5
-        with flight.connect(service.gateway.address) as client:
+        with flight.connect(attacked.gateway.address) as client:
             assert clean(lambda: client.do_get(flight.Ticket(raw), shows(ANNA[0])).read_all()) is None  # noqa: B023
 
 
@@ -216,9 +209,9 @@ def metadata_numbers(raw: bytes) -> list[int]:
 
 
 @pytest.mark.timeout(900)
-def test_messages_of_flight_sql(service: Target) -> None:
+def test_messages_of_flight_sql(attacked: Target) -> None:
     chance, answered, count = Random(20), 0, 0
-    with flight.connect(service.gateway.address) as client:
+    with flight.connect(attacked.gateway.address) as client:
         for number in cases(grows=16):
             count = number + 1
             answered += asked(chance, client)
@@ -229,6 +222,6 @@ def test_messages_of_flight_sql(service: Target) -> None:
         table = patiently(lambda: client.do_get(ticket, shows(ANNA[0])).read_all())
         assert table.column("who").to_pylist() == ["anna"]
         assert json.loads(table.schema.metadata[b"flowstate.answers"])["totals"]["job"] == "hand"
-    service.check(service.gateway.address, worker=False)
-    assert service.gateway.flight_sql is not None
-    assert service.gateway.flight_sql._under_way() == []
+    attacked.check(attacked.gateway.address, worker=False)
+    assert attacked.gateway.flight_sql is not None
+    assert attacked.gateway.flight_sql._under_way() == []

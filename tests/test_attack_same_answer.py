@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pytest
-from attack import ACCESS, ANNA, Target, patiently, shows, target
+from attack import ANNA, Target, patiently, shows
 from pyarrow import flight
 
-import flowstate as fs
 from flowstate_flight.flight_sql.messages import pack
 from flowstate_flight.flight_sql.statements import Query
 from flowstate_flight.protobuf import write
@@ -24,18 +22,6 @@ from flowstate_http import HttpService
 HERS, THEIRS, NOBODYS = "anna", "bert", "bart"
 #: What time alone changes in an answer.
 CLOCKS = ("as_of", "lag")
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Target]:
-    with target() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def web(service: Target) -> Iterator[HttpService]:
-    with HttpService(service.reader, service.gateway.sql, fs.Access(ACCESS)) as found:
-        yield found
 
 
 def keys(who: str) -> pa.RecordBatch:
@@ -95,8 +81,8 @@ def queried(client: flight.FlightClient, query: str, who: str) -> Any:
     return got(client, pack("CommandPreparedStatementQuery", write([(1, handle)])))
 
 
-def requested(service: HttpService, path: str, who: str, body: Any = None) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+def requested(web: HttpService, path: str, who: str, body: Any = None) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
     sent = {"authorization": f"Bearer {ANNA[0]}", "content-type": "application/json"}
     try:
         connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), sent)
@@ -119,12 +105,12 @@ QUERIES = (
 )
 
 
-def ways(service: Target, web: HttpService) -> dict[str, Callable[[str], Any]]:
+def ways(attacked: Target, web: HttpService) -> dict[str, Callable[[str], Any]]:
     found: dict[str, Callable[[str], Any]] = {}
     for name, address, partition in (
-        ("worker 0", service.workers[0], 0),
-        ("worker 1", service.workers[1], 1),
-        ("gateway", service.gateway.address, None),
+        ("worker 0", attacked.workers[0], 0),
+        ("worker 1", attacked.workers[1], 1),
+        ("gateway", attacked.gateway.address, None),
     ):
         client = flight.connect(address)
         ticket = partial(Ticket, "hand", "totals", partition)
@@ -149,8 +135,8 @@ def ways(service: Target, web: HttpService) -> dict[str, Callable[[str], Any]]:
     return found
 
 
-def test_whether_a_key_is_there_is_not_told(service: Target, web: HttpService) -> None:
-    asked = ways(service, web)
+def test_whether_a_key_is_there_is_not_told(attacked: Target, web: HttpService) -> None:
+    asked = ways(attacked, web)
     assert len(asked) == 26
     apart = 0
     for name, ask in asked.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
 from itertools import islice
 from random import Random
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from attack import ANNA, VALUES, Target, cases, clean, damaged, nested, only_hers, shows, target
+from attack import ANNA, VALUES, Target, cases, clean, damaged, nested, only_hers, shows
 from hand_job import WHO
 from pyarrow import flight
 from waiting import until
@@ -38,10 +37,9 @@ ACTIONS = ["lookup", "lookup", "directory", "cut", "status", "ping", "nonsense",
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Target]:
-    with target() as found:
-        IDENTITIES[:] = [each.identity for each in found.job.served.values()]
-        yield found
+def service(attacked: Target) -> Target:
+    IDENTITIES[:] = [each.identity for each in attacked.job.served.values()]
+    return attacked
 
 
 def maybe(chance: Random, raw: bytes) -> bytes:

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from attack import damaged
 from guarded import INTERNAL, PASSWORD, Guarded, config, shows, token
 from pyarrow import flight
 
@@ -33,21 +34,6 @@ def guarded() -> Iterator[Guarded]:
     yield guarded
     guarded.close()
     patch.undo()
-
-
-def damaged(chance: Random, raw: bytes) -> bytes:
-    """With some bytes changed, left out or put in."""
-    found = bytearray(raw)
-    for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(found) + 1)
-        match chance.randrange(3):
-            case 0:
-                found[at : at + 1] = bytes([chance.randrange(256)])
-            case 1:
-                del found[at : at + chance.randint(1, 3)]
-            case _:
-                found[at:at] = chance.randbytes(chance.randint(1, 3))
-    return bytes(found)
 
 
 def test_fuzzed_headers_let_nobody_in(guarded: Guarded) -> None:

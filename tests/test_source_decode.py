@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from decoded import shown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -329,16 +330,6 @@ def fitting(kind: pa.DataType) -> st.SearchStrategy[str]:
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         return st.text(max_size=8).map(json.dumps)
     return st.sampled_from(["null", "true"])
-
-
-def shown(batch: pa.RecordBatch) -> list[str]:
-    """Values as text, in which -0.0 is not 0.0. Python has no dates beyond the year 9999, so times are numbers."""
-    columns = []
-    for each in batch.columns:
-        if pa.types.is_temporal(each.type):
-            each = each.view(pa.int64() if each.type.bit_width == 64 else pa.int32())
-        columns.append(repr(each.to_pylist()))
-    return columns
 
 
 @settings(max_examples=150, deadline=None)

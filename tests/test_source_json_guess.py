@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from decoded import shown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,16 +42,6 @@ def block(raw: Sequence[bytes], glue: bytes = b"\n") -> Records:
     ends = np.cumsum(lengths + len(glue)) - len(glue)
     numbers = np.arange(len(raw), dtype=np.int64)
     return Records(b"".join(each + glue for each in raw), ends - lengths, ends, numbers)
-
-
-def shown(batch: pa.RecordBatch) -> list[str]:
-    """Values as text, in which -0.0 is not 0.0. Python has no dates beyond the year 9999, so times are numbers."""
-    columns = []
-    for each in batch.columns:
-        if pa.types.is_temporal(each.type):
-            each = each.view(pa.int64() if each.type.bit_width == 64 else pa.int32())
-        columns.append(repr(each.to_pylist()))
-    return columns
 
 
 def slowly(schema: pa.Schema, raw: Sequence[bytes]) -> pa.RecordBatch:

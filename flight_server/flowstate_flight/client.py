@@ -27,12 +27,12 @@ from flowstate.view.saved import SavedStates
 from flowstate_flight.changes import Changes
 from flowstate_flight.cuts import Cuts
 from flowstate_flight.exchange_call import StreamBroken, waiting
-from flowstate_flight.expression import DecodedFilter, encode_filter
+from flowstate_flight.expression import DecodedFilter
 from flowstate_flight.gathering import Gathering, Reading
-from flowstate_flight.key_filter import allowed_keys
 from flowstate_flight.keys import key_batch, owners
 from flowstate_flight.partial import Partial
 from flowstate_flight.pool import Pool
+from flowstate_flight.pushed_filter import PushedFilter
 from flowstate_flight.requests import Requests
 from flowstate_flight.routing import DirectorySource, Routing
 from flowstate_flight.subscribing import columns_of
@@ -211,7 +211,13 @@ class FlightReader:
         """The same as a stream. All partitions are asked at once (with a filter that fixes the routing keys, their owners alone), so
         it shows the state of this moment; the answer is in the metadata of its schema. `AHEAD` bytes of each partition are read at once;
         when a worker is lost after that, in the middle of a long stream, it raises Unavailable."""
-        return self._scan_reader(view, columns, filter, partitions, limit, fresh, None)
+        if limit is not None and limit < 0:
+            raise InvalidFlow("a limit is not negative", limit=limit)
+        pushed = PushedFilter.of(filter, self.info(view).schema)
+        return self._cuts.read(
+            self.moment(fresh),
+            lambda at, until: self._scan_at(at, until, view, columns, pushed, partitions, limit),
+        )
 
     def partial_reader(
         self,
@@ -224,62 +230,36 @@ class FlightReader:
         """What the same partitions answer to `partial` about the rows that `scan_reader` would give of each. `filter` is a help alone,
         unless it is decoded: where it cannot be pushed down, the partitions are asked about all their rows, so `partial` says it again.
         Raises InvalidFlow if a partition cannot answer."""
-        if isinstance(filter, pc.Expression) and encode_filter(filter, self.info(view).schema)[0] is None:
-            filter = None
-        return self._scan_reader(view, columns, filter, None, None, fresh, partial)
+        pushed = PushedFilter.of(filter, self.info(view).schema)
+        if pushed.after is not None:
+            pushed = PushedFilter()
+        return self._cuts.read(
+            self.moment(fresh),
+            lambda at, until: self._scan_at(at, until, view, columns, pushed, partial=partial),
+        )
 
     def asked(self, view: str, filter: pc.Expression | None = None) -> list[int]:
         """The partitions that a scan with `filter` asks."""
-        info, directory = self.info(view), self.directory()
-        known = [each.partition for each in directory.partitions]
-        encoded, needed = (None, []) if filter is None else encode_filter(filter, info.schema)
-        keys = None if encoded is None else allowed_keys(encoded, needed, info)
-        if keys is None:
-            return known
-        return sorted(owners(directory, info, keys)) if keys.num_rows else known[:1]
-
-    def _scan_reader(
-        self,
-        view: str,
-        columns: Sequence[str] | None,
-        filter: pc.Expression | DecodedFilter | None,
-        partitions: Sequence[int] | None,
-        limit: int | None,
-        fresh: Freshness,
-        partial: Partial | None,
-    ) -> pa.RecordBatchReader:
-        def at(fresh: Freshness, until: float) -> pa.RecordBatchReader:
-            return self._scan_at(view, columns, filter, partitions, limit, fresh, until, partial)
-
-        return self._cuts.read(self.moment(fresh), at)
+        info = self.info(view)
+        return _asked(self.directory(), info, PushedFilter.of(filter, info.schema).keys(info))
 
     def _scan_at(
         self,
-        view: str,
-        columns: Sequence[str] | None,
-        filter: pc.Expression | DecodedFilter | None,
-        partitions: Sequence[int] | None,
-        limit: int | None,
         fresh: Freshness,
         until: float,
-        partial: Partial | None,
+        view: str,
+        columns: Sequence[str] | None,
+        pushed: PushedFilter,
+        partitions: Sequence[int] | None = None,
+        limit: int | None = None,
+        partial: Partial | None = None,
     ) -> pa.RecordBatchReader:
         """With its cut made, if in one, and until a monotonic time."""
         info = self.info(view)
         schema = self._columns(info, columns).remove_metadata()
-        if limit is not None and limit < 0:
-            raise InvalidFlow("a limit is not negative", limit=limit)
-        encoded, after, wanted, keys = None, None, schema.names, None
-        if filter is not None:
-            if isinstance(filter, DecodedFilter):
-                encoded, needed = filter.encoded, filter.names
-            else:
-                encoded, needed = encode_filter(filter, info.schema)
-            if encoded is not None:
-                keys = allowed_keys(encoded, needed, info)
-            else:
-                after = filter
-                wanted = [*schema.names, *(name for name in needed if name not in schema.names)]
+        keys, after, wanted = pushed.keys(info), pushed.after, schema.names
+        if after is not None:
+            wanted = [*schema.names, *(name for name in pushed.names if name not in schema.names)]
         inner = limit if after is None else None
 
         by_index = keys is not None and fresh.cut is None and _indexed(info, keys)
@@ -305,7 +285,9 @@ class FlightReader:
         ) -> Ticket:
             asked = write_keys(share) if share is not None else None
             text = partial.text if partial is not None else None
-            return Ticket(directory.job, view, number, tuple(wanted), encoded, asked, inner, fresh, wait, epoch, text)
+            return Ticket(
+                directory.job, view, number, tuple(wanted), pushed.encoded, asked, inner, fresh, wait, epoch, text
+            )
 
         begun = self._clock.monotonic()
 
@@ -333,7 +315,7 @@ class FlightReader:
             if partial is not None:
                 raise InvalidFlow("a gateway computes no parts of queries; ask for the rows")
             wait = waiting(self._left(fresh, begun), timeout)
-            asked = Ticket(job, view, None, tuple(wanted), encoded, limit=inner, fresh=fresh, wait=wait)
+            asked = Ticket(job, view, None, tuple(wanted), pushed.encoded, limit=inner, fresh=fresh, wait=wait)
             return self._open(PartitionInfo(0, 0, gateway), asked, timeout)
 
         opened: list[Opened] = Gathering(
@@ -369,23 +351,15 @@ class FlightReader:
         can be evaluated where the rows are; with one that fixes the routing keys, only their owners are asked."""
         info = self.info(view)
         schema = columns_of(info, Ticket("job", view, columns=None if columns is None else tuple(columns)))
-        encoded, keys = None, None
-        if filter is not None:
-            if isinstance(filter, DecodedFilter):
-                encoded, needed = filter.encoded, filter.names
-            else:
-                encoded, needed = encode_filter(filter, info.schema)
-            if encoded is None:
-                raise InvalidFlow(
-                    "changes cannot be filtered by this; use comparisons, or filter what is told", view=view
-                )
-            keys = allowed_keys(encoded, needed, info)
+        pushed = PushedFilter.of(filter, info.schema)
+        if pushed.after is not None:
+            raise InvalidFlow("changes cannot be filtered by this; use comparisons, or filter what is told", view=view)
+        keys = pushed.keys(info)
 
         def chosen(directory: Directory) -> Sequence[int]:
-            known = [each.partition for each in directory.partitions]
-            return known if keys is None else list(owners(directory, info, keys)) if keys.num_rows else known[:1]
+            return _asked(directory, info, keys)
 
-        return Changes(self._reading, view, schema, encoded, resume, chosen, hidden=hidden)
+        return Changes(self._reading, view, schema, pushed.encoded, resume, chosen, hidden=hidden)
 
     def close(self) -> None:
         """Close every connection. Streams that are open break."""
@@ -485,6 +459,16 @@ class FlightReader:
                 stream.patience = self._reading.timeout
                 return stream.schema, chain(held, batches), stream.cancel
         return stream.schema, iter(held), _nothing
+
+
+def _asked(directory: Directory, info: ViewInfo, keys: pa.RecordBatch | None) -> list[int]:
+    """The partitions that may have rows of `keys` (None: of any)."""
+    known = [each.partition for each in directory.partitions]
+    if keys is None:
+        return known
+    return (
+        sorted(owners(directory, info, keys)) if keys.num_rows else known[:1]
+    )  # one says how fresh an empty answer is
 
 
 def _as_expected(opened: Sequence[Opened], partial: Partial) -> pa.Schema:

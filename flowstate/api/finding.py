@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowstate.api import arguments
+from flowstate.api.sink_status import sink_status
 from flowstate.clock import SystemClock
 from flowstate.errors import InvalidFlow
 
 if TYPE_CHECKING:
     from flowstate.runtime.saved_states import SavedStates
+    from flowstate.view.tls import Tls
     from flowstate_flight.client import FlightReader
+    from flowstate_sql.served import ServedSql
 
 
 def saved_states(url: str, storage_options: Mapping[str, Any], name: str | None = None, hint: str = "") -> SavedStates:
@@ -47,3 +52,28 @@ def reader_of(
     if saved is not None:
         saved.early = early
     return FlightReader(source, name, saved=saved, patience=patience, **options), saved
+
+
+def served_by(
+    stack: ExitStack,
+    address: str | None,
+    job: str | None,
+    snapshots: str | os.PathLike[str] | None,
+    storage_options: Mapping[str, Any] | None,
+    *,
+    patience: float,
+    token: str | None,
+    tls: Tls | None,
+) -> tuple[FlightReader, ServedSql]:
+    """What a service in front of a job reads it by, and runs SQL by; `stack` closes both. Raises InvalidFlow."""
+    from flowstate_sql.served import ServedSql
+
+    connecting = {} if tls is None else tls.connecting()
+    reader, saved = reader_of(
+        address, job, snapshots, storage_options, patience=patience, early=True, token=token, **connecting
+    )
+    stack.callback(reader.close)
+    store = None if saved is None else saved.store
+    sql = ServedSql(reader, store=store, status=partial(sink_status, reader, store))
+    stack.callback(sql.close)
+    return reader, sql

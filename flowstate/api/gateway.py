@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowstate.api import arguments
-from flowstate.api.finding import reader_of
+from flowstate.api.finding import served_by
 from flowstate.api.http import service_of
-from flowstate.api.sink_status import sink_status
 
 if TYPE_CHECKING:
     from flowstate.view.tls import Tls
@@ -48,21 +46,15 @@ def gateway(
     gives to each what is there for her. `tls` is the job's, or its like. Raises `InvalidFlow`, and `Unavailable` if the port is taken.
     """
     from flowstate_flight.gateway import Gateway
-    from flowstate_sql.served import ServedSql
 
     arguments.name("host", host)
     arguments.whole("port", port, 0)
     if http_port is not None:
         arguments.whole("http_port", http_port, 0)
-    connecting = {} if tls is None else tls.connecting()
     with ExitStack() as stack:
-        reader, saved = reader_of(
-            address, job, snapshots, storage_options, patience=patience, early=True, token=token, **connecting
+        reader, sql = served_by(
+            stack, address, job, snapshots, storage_options, patience=patience, token=token, tls=tls
         )
-        stack.callback(reader.close)
-        store = None if saved is None else saved.store
-        sql = ServedSql(reader, store=store, status=partial(sink_status, reader, store))
-        stack.callback(sql.close)
         served = Gateway(reader, host, port, sql=sql, access=access, tls=tls, advertise=advertise)
         stack.pop_all()
         stack.callback(served.close)  # which closes both

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from flowstate.api import arguments
-from flowstate.api.finding import reader_of
-from flowstate.api.sink_status import sink_status
+from flowstate.api.finding import served_by
 from flowstate.errors import InvalidFlow
 
 if TYPE_CHECKING:
@@ -60,19 +58,13 @@ def http(
     The job is found as by `gateway`, and everything else is as there: without an `access` it listens on loopback alone, and with `tls`,
     which is the job's or its like, it is reached by https. Raises `InvalidFlow`, and `Unavailable` if the port is taken.
     """
-    from flowstate_sql.served import ServedSql
 
     arguments.name("host", host)
     arguments.whole("port", port, 0)
-    connecting = {} if tls is None else tls.connecting()
     with ExitStack() as stack:
-        reader, saved = reader_of(
-            address, job, snapshots, storage_options, patience=patience, early=True, token=token, **connecting
+        reader, sql = served_by(
+            stack, address, job, snapshots, storage_options, patience=patience, token=token, tls=tls
         )
-        stack.callback(reader.close)
-        store = None if saved is None else saved.store
-        sql = ServedSql(reader, store=store, status=partial(sink_status, reader, store))
-        stack.callback(sql.close)
         service = service_of(reader, sql, access=access, host=host, port=port, tls=tls, advertise=advertise)
         stack.callback(service.close)
         return Http(service.address, service.port, stack.pop_all())

@@ -9,6 +9,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from flowstate.plan.memory import product_words
+
 
 @intrinsic
 def trailing_zeros(typingctx: Any, word: Any) -> Any:
@@ -35,8 +37,6 @@ def multiply_high(typingctx: Any, a: Any, b: Any) -> Any:
     """The high word of the 128-bit product of two uint64."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word, double = ir.IntType(64), ir.IntType(128)
-        product = builder.mul(builder.zext(arguments[0], double), builder.zext(arguments[1], double))
-        return builder.trunc(builder.lshr(product, ir.Constant(double, 64)), word)
+        return product_words(builder, arguments)[0]
 
     return types.uint64(types.uint64, types.uint64), codegen

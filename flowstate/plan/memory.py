@@ -89,15 +89,19 @@ def as_bits(typingctx: Any, value: Any) -> Any:
     return types.uint64(types.float64), codegen
 
 
+def product_words(builder: Any, factors: Any) -> tuple[Any, Any]:
+    """The high and the low word of the product of two words, in code that is being generated."""
+    word, double = ir.IntType(64), ir.IntType(128)
+    product = builder.mul(builder.zext(factors[0], double), builder.zext(factors[1], double))
+    return builder.trunc(builder.lshr(product, ir.Constant(double, 64)), word), builder.trunc(product, word)
+
+
 @intrinsic
 def multiply_fold(typingctx: Any, a: Any, b: Any) -> Any:
     """The high word of the 128-bit product of two uint64, xor the low one."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word, double = ir.IntType(64), ir.IntType(128)
-        product = builder.mul(builder.zext(arguments[0], double), builder.zext(arguments[1], double))
-        high = builder.trunc(builder.lshr(product, ir.Constant(double, 64)), word)
-        return builder.xor(high, builder.trunc(product, word))
+        return builder.xor(*product_words(builder, arguments))
 
     return types.uint64(types.uint64, types.uint64), codegen
 

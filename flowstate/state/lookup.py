@@ -22,7 +22,6 @@ from flowstate.state.kernels import decode
 from flowstate.state.windows import Windows
 
 Int64s = npt.NDArray[np.int64]
-_NO_WINDOW = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,7 @@ def in_windows(keys: Asked, windows: Windows) -> tuple[Asked, Int64s]:
         pairs = np.array(known, np.int64).reshape(-1, 2)
         rows, numbers = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
     elif len(windows.ids) == 1:
-        number = next(iter(windows.ids.values()))
-        return keys, np.full(keys.rows, number, np.int64) if number or keys.rows > 1 else _NO_WINDOW
+        return keys, np.full(keys.rows, next(iter(windows.ids.values())), np.int64)
     else:
         numbers = np.array([windows.ids[edge] for edge in sorted(windows.ids)], np.int64)
         rows, numbers = np.repeat(np.arange(keys.rows), len(numbers)), np.tile(numbers, keys.rows)

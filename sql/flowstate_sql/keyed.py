@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowstate.view.directory import ViewInfo
-from flowstate_flight.expression import encode_filter
-from flowstate_flight.key_filter import allowed_keys
+from flowstate_flight.pushed_filter import PushedFilter
 
 #: Keys that are looked up; of more, their owners are asked for a scan.
 MOST_KEYS = 100
@@ -47,8 +46,7 @@ def keyed(filter: pc.Expression, info: ViewInfo) -> Keyed | None:
     text = str(filter)
     if not all(name in text for name in names):
         return None
-    encoded, needed = encode_filter(filter, info.schema)
-    keys = None if encoded is None else allowed_keys(encoded, needed, info)
+    keys = PushedFilter.of(filter, info.schema).keys(info)
     if keys is None or not 0 < keys.num_rows <= MOST_KEYS or any(each.null_count for each in keys.columns):
         return None
     return Keyed(keys, False)
