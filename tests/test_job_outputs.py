@@ -106,7 +106,8 @@ def test_every_row_leaves_once_in_every_way(client: Client, tmp_path: Path) -> N
     write(0, 300)
     job = start()
     assert job.name == "hourly"
-    wait_for(lambda: published(tmp_path / "changes", "parquet") >= 2, "no changes came out")
+    # One file is enough: the seed of the routing is new at each start, and once in sixteen all five keys have one owner.
+    wait_for(lambda: published(tmp_path / "changes", "parquet"), "no changes came out")
     os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
     write(300, 600)
     wait_for(lambda: client.scheduler_info()["workers"] and job.status()["ready"], "the job did not come back")
