@@ -153,4 +153,4 @@ def test_every_row_leaves_once_in_every_way(client: Client, tmp_path: Path) -> N
     assert sorted(str([row[name] for name in names]) for row in holds.values()) == sorted(
         str([row[name] for name in names]) for row in final
     )
-    assert len({row["_epoch"] for row in changes}) > 2
+    assert len({row["_epoch"] for row in changes}) >= 2  # the owner of all keys may be the one that was not killed
