@@ -20,8 +20,10 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 logging.getLogger("distributed.worker").addFilter(lambda record: "during heartbeat" not in str(record.msg))
 """
 
-#: What Dask's own machinery should not do to a process that holds state (it would move, sample, pause or kill it).
+#: What Dask's own machinery should not do to a process that holds state (it would move, sample, pause or kill it; and it
+#: would look 50 times a second whether its event loop stands still).
 DASK_SETTINGS: dict[str, Any] = {
+    "distributed.admin.tick.interval": "500ms",
     "distributed.scheduler.work-stealing": False,
     "distributed.scheduler.active-memory-manager.start": False,
     "distributed.worker.profile.enabled": False,

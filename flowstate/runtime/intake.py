@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from flowstate.clock import Clock
 from flowstate.errors import FlowstateError, Unavailable
 from flowstate.plan.spec import ScanSpec
+from flowstate.runtime.pace import SHORTEST, pause
 from flowstate.runtime.table import Table
 from flowstate.source import make_source
 from flowstate.source.base import Rows, SourceReader
@@ -24,6 +25,7 @@ class Intake:
         self._at: dict[tuple[str, bool], int] = {}  # where each assigned split stands
         self._retry: dict[str, float] = {}
         self._told: dict[str, str] = {}
+        self._silent: dict[str, tuple[float, float]] = {}  # since when, and when it was looked at last
         self.waited = False
 
     def read(
@@ -34,7 +36,8 @@ class Intake:
         timeout: float,
         problems: dict[str, str],
     ) -> Iterator[Rows]:
-        """What is ready of the splits that this partition reads. Sources that hear of rows are waited for (`waited`: one was)."""
+        """What is ready of the splits that this partition reads. Sources that hear of rows are waited for (`waited`: one was); of the
+        others, a split that was silent for long is looked at now and then (`pace.pause`)."""
         self.waited = False
         return self._poll(table, wanted, limit, timeout, problems, gap=False)
 
@@ -59,7 +62,7 @@ class Intake:
         for split, (offset, stop) in wanted.items():
             if self._retry.get(split, 0.0) <= now:
                 source = table.splits[split].source
-                if self._assign(table, source, split, offset, gap, problems):
+                if self._assign(table, source, split, offset, gap, problems) and (gap or self._due(source, split, now)):
                     by_source.setdefault(source, {})[split] = stop
         for source, stops in by_source.items():
             reader = self._readers[source, gap]
@@ -71,11 +74,22 @@ class Intake:
                 try:
                     for rows in reader.poll(group, max_rows=limit, timeout=share / len(groups)):
                         self._at[rows.split, gap] = rows.to
+                        self._silent.pop(rows.split, None)
                         problems.pop(rows.split, None)
                         yield rows
                     self._tell(reader, group, problems)
                 except FlowstateError as error:
                     self._trouble(reader, group, error, gap, problems)
+
+    def _due(self, source: int, split: str, now: float) -> bool:
+        """Whether to look at a split: a hundred logs that are silent would take the time of the one that is not."""
+        if self._readers[source, False].hears_rows:
+            return True
+        since, looked = self._silent.get(split, (now, now))
+        wait = pause(now - since)
+        due = wait <= SHORTEST or now - looked >= wait
+        self._silent[split] = since, now if due else looked
+        return due
 
     def _tell(self, reader: SourceReader, splits: Mapping[str, object], problems: dict[str, str]) -> None:
         """What a reader waits for is a problem as long as it waits; the reader itself goes on."""

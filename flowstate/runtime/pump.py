@@ -37,7 +37,7 @@ from flowstate.runtime.instructions import (
 from flowstate.runtime.intake import Intake
 from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.link import Port
-from flowstate.runtime.pace import Pace
+from flowstate.runtime.pace import Pace, pause
 from flowstate.runtime.partition import Partition, Patience
 from flowstate.runtime.prepare import Preparer
 from flowstate.runtime.saving import Saver
@@ -45,8 +45,6 @@ from flowstate.runtime.table import Table
 from flowstate.snapshot.record import SplitRecord, SplitRecords
 from flowstate.source import warm_up as warm_up_readers
 from flowstate.state.kernels import warm_up
-
-IDLE = 0.005  # seconds that a pump without work waits for rows
 
 
 class Surroundings(Protocol):
@@ -173,6 +171,7 @@ class Pump:
 
     def _carry_on(self) -> None:
         machine = self._machine
+        applied, rows_at = machine.contents.applied_rows, self.clock.monotonic()
         while not self._stopping:
             moved = self._drain_inbox()
             moved |= self._consume(machine)
@@ -183,14 +182,17 @@ class Pump:
             if moved:
                 self.awaited.tell()
             wanted = machine.reads()
-            moved |= self._read(machine, wanted, 0.0 if moved else IDLE)
+            wait = pause(self.clock.monotonic() - rows_at)
+            read = self._read(machine, wanted, 0.0 if moved else wait)
             now = self.clock.monotonic()
+            if read or machine.contents.applied_rows != applied:
+                applied, rows_at = machine.contents.applied_rows, now
             instructions = machine.tick(now)
             self._carry_out(instructions)
             self._declare_idle(machine, now)
             self._save_if_due(machine, now)
-            if not moved and not self.intake.waited and not self._inbox:
-                self._wake.wait(IDLE)
+            if not (moved or read or self.intake.waited or self._inbox):
+                self._wake.wait(wait)
             self._wake.clear()
 
     def _drain_inbox(self) -> bool:

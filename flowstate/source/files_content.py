@@ -44,7 +44,9 @@ class SplitContent:
 
     def read(self, at: int, size: int) -> bytes:
         """Bytes from `at` on, at most `size`; b"" if there are none now. CorruptData if the log is not what it was."""
-        if self._content is not None and self._storage.stat(self._path) == self._stat:
+        if self._content is not None and (stat := self._storage.stat(self._path)) == self._stat:
+            if stat is not None and stat.size == at and not self._content.compressed:
+                return b""
             data = self._take(self._content, at, size)
             if data is not None and self._storage.stat(self._path) == self._stat:
                 return data
