@@ -80,7 +80,7 @@ class MemoryPartition:
             self._index[place] = index
         index = self._index[place]
         wanted = zip(*[column.to_pylist() for column in keys.columns], strict=True)
-        rows = [row for key in wanted for row in index.get(key, [])]
+        rows = [row for key in dict.fromkeys(wanted) for row in index.get(key, [])]
         if table.column(0).num_chunks != 1:
             table = self.tables[view] = table.combine_chunks()
         whole = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], table.schema)

@@ -7,10 +7,9 @@ other partitions is kept, so an answer may hold parts of different age; its `Ans
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import chain
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowstate.clock import Clock, SystemClock
-from flowstate.errors import Behind, FlowstateError, InternalError, InvalidFlow
+from flowstate.errors import Behind, FlowstateError, InvalidFlow
 from flowstate.view.answer import Answer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, LivePartition, PartitionInfo, ViewInfo
@@ -26,10 +25,12 @@ from flowstate.view.freshness import LATEST, Freshness
 from flowstate.view.saved import SavedStates
 from flowstate_flight.changes import Changes
 from flowstate_flight.cuts import Cuts
-from flowstate_flight.exchange_call import StreamBroken, waiting
+from flowstate_flight.exchange_call import waiting
 from flowstate_flight.expression import DecodedFilter
 from flowstate_flight.gathering import Gathering, Reading
 from flowstate_flight.keys import key_batch, owners
+from flowstate_flight.lookups import Lookup
+from flowstate_flight.opening import Opened, check_age, left_of, nothing, open_part
 from flowstate_flight.partial import Partial
 from flowstate_flight.pool import Pool
 from flowstate_flight.pushed_filter import PushedFilter
@@ -38,12 +39,6 @@ from flowstate_flight.routing import DirectorySource, Routing
 from flowstate_flight.subscribing import columns_of
 from flowstate_flight.ticket import Ticket, write_keys
 
-Opened = tuple[pa.Schema, Iterator[pa.RecordBatch], Callable[[], None]]
-Found = tuple[pa.RecordBatch, Answer]
-#: Bytes of each partition that a scan holds before it gives anything out: as long as that is all, a worker that dies breaks nothing.
-AHEAD = 8 << 20
-#: Seconds that one key may take, beside `grace`: a question about a million keys is not answered in the time of one.
-PER_KEY = 1e-5
 #: Keys that a cut is asked for by a filter; for more, whose filter would be long, all rows of their owners come and are chosen from here.
 FEW_KEYS = 32
 
@@ -154,38 +149,8 @@ class FlightReader:
             return _among(self.scan(view, names, partitions=chosen, fresh=fresh), batch).select(schema.names)
         if batch.num_rows == 0:
             return schema.remove_metadata().empty_table()
-        begun = self._clock.monotonic()
-
-        def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch, timeout: float) -> Found:
-            found = self._lookup_once(directory, place, view, share, timeout, self._left(fresh, begun))
-            self._check_age(found[1], fresh)
-            return found
-
-        def saved(directory: Directory, part: LivePartition, share: pa.RecordBatch) -> Found:
-            rows, answer = part.lookup(view, share)
-            return (rows if rows.schema.equals(whole) else rows.select(whole.names)), answer
-
-        def through(job: str, gateway: str, timeout: float) -> Found:
-            wait = waiting(self._left(fresh, begun), timeout)
-            asked = Ticket(job, view, keys=write_keys(batch), fresh=fresh, wait=wait)
-            return self._one_batch(self._open(PartitionInfo(0, 0, gateway), asked, timeout))
-
-        whole = info.schema.remove_metadata()
-        parts = Gathering(
-            self._reading,
-            view,
-            lambda directory: owners(directory, info, batch),
-            live,
-            saved,
-            fresh=fresh,
-            first=PER_KEY * batch.num_rows,
-            whole=through,
-        ).parts()
-        answer = Answer.merge([each[1] for each in parts])
-        table = pa.Table.from_batches([each[0] for each in parts])
-        if columns is not None:
-            table = table.select(schema.names)
-        return table.replace_schema_metadata(answer.attach(schema.remove_metadata()).metadata)
+        rows = Lookup(self._reading, info, batch, fresh).rows()
+        return rows if columns is None else rows.select(schema.names)
 
     def scan(
         self,
@@ -292,10 +257,12 @@ class FlightReader:
         begun = self._clock.monotonic()
 
         def live(directory: Directory, place: PartitionInfo, share: pa.RecordBatch | None, timeout: float) -> Opened:
-            wait = waiting(self._left(fresh, begun), timeout)
-            opened = self._open(place, ticket(directory, place.partition, share, place.epoch, wait), timeout)
+            assert place.location is not None
+            wait = waiting(left_of(fresh, begun, self._clock), timeout)
+            asked = ticket(directory, place.partition, share, place.epoch, wait)
+            opened = open_part(self._reading, place.location, asked, timeout)
             try:
-                self._check_age(Answer.of(opened[0]), fresh)
+                check_age(Answer.of(opened[0]), fresh, self._clock)
             except Behind:
                 opened[2]()
                 raise
@@ -309,14 +276,14 @@ class FlightReader:
             asked = ticket(directory, part.partition, share, None)
             return *here.read(
                 replace(asked, fresh=LATEST)
-            ), _nothing  # it is as fresh as was asked for, or was not chosen
+            ), nothing  # it is as fresh as was asked for, or was not chosen
 
         def through(job: str, gateway: str, timeout: float) -> Opened:
             if partial is not None:
                 raise InvalidFlow("a gateway computes no parts of queries; ask for the rows")
-            wait = waiting(self._left(fresh, begun), timeout)
+            wait = waiting(left_of(fresh, begun, self._clock), timeout)
             asked = Ticket(job, view, None, tuple(wanted), pushed.encoded, limit=inner, fresh=fresh, wait=wait)
-            return self._open(PartitionInfo(0, 0, gateway), asked, timeout)
+            return open_part(self._reading, gateway, asked, timeout)
 
         opened: list[Opened] = Gathering(
             self._reading,
@@ -378,87 +345,12 @@ class FlightReader:
     ) -> None:
         self.close()
 
-    def _check_age(self, answer: Answer | None, fresh: Freshness) -> None:
-        """A service may itself answer from what was saved: that, too, is never older than was asked for. Raises Behind."""
-        saved = [each.as_of for each in answer.parts if each.origin == "saved"] if answer is not None else []
-        if fresh.max_age is not None and saved:
-            age = max(0.0, self._clock.wall() - min(saved))
-            if age > fresh.max_age or fresh.max_age == 0:
-                message = "there is nothing but what was saved, and that is older than max_age"
-                facts = {"age": round(age, 3), "max_age": fresh.max_age, "missed_by": round(age - fresh.max_age, 3)}
-                raise Behind(message, retry_after=1.0, **facts)
-
-    def _left(self, fresh: Freshness, begun: float) -> Freshness:
-        """`fresh` with what is left of its `wait`, for a read that has begun then."""
-        if fresh.wait is None:
-            return fresh
-        return fresh.within(max(0.0, fresh.wait - (self._clock.monotonic() - begun)))
-
     def _columns(self, info: ViewInfo, columns: Sequence[str] | None) -> pa.Schema:
         if columns is None:
             return info.schema
         if not columns or isinstance(columns, str):
             raise InvalidFlow("columns is a list with at least one name")
         return chosen(info.name, info.schema, columns)
-
-    def _lookup_once(
-        self,
-        directory: Directory,
-        place: PartitionInfo,
-        view: str,
-        keys: pa.RecordBatch,
-        timeout: float,
-        fresh: Freshness,
-    ) -> Found:
-        """One attempt, over an exchange, or where these do not get through, by do_get; `timeout` seconds in all."""
-        assert place.location is not None
-        begun = self._clock.monotonic()
-        try:
-            return self._pool.lookup(
-                place.location, directory.job, view, place.partition, place.epoch, keys, timeout, fresh
-            )
-        except StreamBroken:
-            self._pool.forget(place.location)
-            left = timeout - (self._clock.monotonic() - begun)
-            if left < 0.1 * timeout:  # it was cut off
-                raise
-        # a proxy on the way may not carry exchanges: the same by do_get
-        ticket = Ticket(
-            directory.job,
-            view,
-            place.partition,
-            keys=write_keys(keys),
-            fresh=fresh,
-            wait=waiting(fresh, left),
-            epoch=place.epoch,
-        )
-        return self._one_batch(self._open(place, ticket, left))
-
-    @staticmethod
-    def _one_batch(opened: Opened) -> Found:
-        """The rows of a lookup that came as a stream."""
-        schema, batches, _ = opened
-        answer = Answer.of(schema)
-        if answer is None:
-            raise InternalError("a lookup came back without its answer")
-        table = pa.Table.from_batches(batches, schema.remove_metadata()).combine_chunks()
-        rows = table.to_batches()
-        return (rows[0] if rows else pa.RecordBatch.from_pylist([], schema.remove_metadata())), answer
-
-    def _open(self, place: PartitionInfo, ticket: Ticket, timeout: float) -> Opened:
-        """Schema (with the answer), batches, and how to end it. What the worker sends first is here when this returns, so that its loss
-        is noticed while another attempt can still be made."""
-        assert place.location is not None
-        stream = self._pool.open(place.location, ticket.to_bytes(), timeout)
-        stream.patience = 2 * timeout
-        batches, held, size = iter(stream), list[pa.RecordBatch](), 0
-        for batch in batches:
-            held.append(batch)
-            size += batch.nbytes
-            if size >= AHEAD:
-                stream.patience = self._reading.timeout
-                return stream.schema, chain(held, batches), stream.cancel
-        return stream.schema, iter(held), _nothing
 
 
 def _asked(directory: Directory, info: ViewInfo, keys: pa.RecordBatch | None) -> list[int]:
@@ -479,10 +371,6 @@ def _as_expected(opened: Sequence[Opened], partial: Partial) -> pa.Schema:
                 cancel()
             raise InvalidFlow("a partition answers a partial query in another form; ask for the rows")
     return partial.schema
-
-
-def _nothing() -> None:
-    """A part that is all here needs no end."""
 
 
 def _joined(

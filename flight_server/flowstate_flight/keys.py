@@ -14,6 +14,10 @@ from flowstate.errors import InvalidFlow, did_you_mean
 from flowstate.plan.keys import key_groups, owner_of_groups, route_hashes
 from flowstate.view.directory import Directory, ViewInfo
 
+#: Keys in one lookup beyond which each is sent once, since a message holds no more than so many. For fewer that would take longer than to
+#: look them up.
+MANY = 100_000
+
 
 def key_text(info: ViewInfo) -> str:
     """``(customer: string, month: timestamp[us, tz=UTC])``, for messages."""
@@ -21,7 +25,7 @@ def key_text(info: ViewInfo) -> str:
 
 
 def key_batch(info: ViewInfo, keys: Any) -> pa.RecordBatch:
-    """Keys to look up, as a batch of the leading key columns, each distinct key once.
+    """Keys to look up, as a batch of the leading key columns. A key may be in it twice; its rows are found once.
 
     `keys` is a mapping of key column to value or list of values, a tuple (one key), a list of tuples or of values, a single
     value, or a RecordBatch or Table. Raises InvalidFlow if they do not fit the keys of the view.
@@ -44,7 +48,7 @@ def key_batch(info: ViewInfo, keys: Any) -> pa.RecordBatch:
     schema = pa.schema([pa.field(name, info.schema.field(name).type) for name in names])
     arrays = [_typed(info, name, columns[name]) for name in names]
     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-    return batch if batch.num_rows < 2 else _distinct(batch)
+    return batch if batch.num_rows <= MANY else _distinct(batch)
 
 
 def owners(directory: Directory, info: ViewInfo, keys: pa.RecordBatch) -> dict[int, pa.RecordBatch]:
@@ -81,12 +85,13 @@ def _columns_of_mapping(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _columns_of_rows(info: ViewInfo, rows: Sequence[Any]) -> dict[str, Any]:
-    tuples = [row if isinstance(row, tuple) else (row,) for row in rows]
-    widths = {len(row) for row in tuples} or {len(info.routing_keys)}
+    widths = {len(row) if isinstance(row, tuple) else 1 for row in rows} or {len(info.routing_keys)}
     width = widths.pop()
     if widths or not len(info.routing_keys) <= width <= len(info.keys):
         raise InvalidFlow(f"{_keyed(info)}; give {_counts(info)} values for a key", given=sorted({width, *widths}))
-    return {name: [row[index] for row in tuples] for index, name in enumerate(info.keys[:width])}
+    if width == 1:
+        return {info.keys[0]: [row[0] if isinstance(row, tuple) else row for row in rows]}
+    return {name: [row[index] for row in rows] for index, name in enumerate(info.keys[:width])}
 
 
 def _counts(info: ViewInfo) -> str:
@@ -101,8 +106,8 @@ def _typed(info: ViewInfo, name: str, values: Any) -> pa.Array:
     try:
         if isinstance(values, pa.Array):
             return values if values.type == wanted else values.cast(wanted)
-        for value in values:
-            _check(value, wanted)
+        for kind in set(map(type, values)):
+            _check(kind, values, wanted)
         if pa.types.is_timestamp(wanted) and wanted.unit in (
             "s",
             "ms",
@@ -114,16 +119,17 @@ def _typed(info: ViewInfo, name: str, values: Any) -> pa.Array:
         raise InvalidFlow(f"{_keyed(info)}; a value for {name!r} does not fit", reason=reason) from None
 
 
-def _check(value: object, wanted: pa.DataType) -> None:
-    """What pyarrow would convert in silence although it is probably a mistake."""
-    if isinstance(value, bool) and not pa.types.is_boolean(wanted):
+def _check(kind: type, values: Sequence[Any], wanted: pa.DataType) -> None:
+    """What pyarrow would convert in silence although it is probably a mistake, of those `values` that are of this kind."""
+    if issubclass(kind, bool) and not pa.types.is_boolean(wanted):
         raise TypeError("a bool is not a number")
-    if isinstance(value, float) and pa.types.is_integer(wanted):
+    if issubclass(kind, float) and pa.types.is_integer(wanted):
         raise TypeError("a float is not a whole number")
-    if isinstance(value, dt.datetime) and pa.types.is_timestamp(wanted):
-        if value.tzinfo is None and wanted.tz not in (None, "UTC"):
+    if issubclass(kind, dt.datetime) and pa.types.is_timestamp(wanted):
+        known = {each.tzinfo is not None for each in values if isinstance(each, kind)}
+        if False in known and wanted.tz not in (None, "UTC"):
             raise TypeError("a datetime for a column with a time zone needs tzinfo")
-        if value.tzinfo is not None and wanted.tz is None:
+        if True in known and wanted.tz is None:
             raise TypeError("the column has no time zone, but the datetime has")
 
 

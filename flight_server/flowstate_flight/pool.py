@@ -20,10 +20,9 @@ from pyarrow import flight
 
 from flowstate.clock import Clock
 from flowstate.errors import InvalidFlow, Unavailable
-from flowstate.view.answer import Answer
 from flowstate.view.freshness import LATEST, Freshness
 from flowstate_flight.credentials import Credentials
-from flowstate_flight.exchange_call import ExchangeCall, StreamBroken, Watchdog, broken
+from flowstate_flight.exchange_call import ExchangeCall, Found, StreamBroken, Watchdog, broken
 from flowstate_flight.fault import Refused, from_flight
 
 #: Streams cost the server one thread each, so few are kept; more lookups at once than this open streams that are closed after use.
@@ -86,7 +85,7 @@ class Pool:
         keys: pa.RecordBatch,
         patience: float,
         fresh: Freshness = LATEST,
-    ) -> tuple[pa.RecordBatch, Answer]:
+    ) -> Found:
         """One lookup over an idle exchange, or a new one; `patience` seconds in all."""
         begun = self._clock.monotonic()
         place = (location, job, view, tuple(keys.schema.names))
@@ -160,7 +159,7 @@ class Pool:
         keys: pa.RecordBatch,
         patience: float,
         fresh: Freshness,
-    ) -> tuple[pa.RecordBatch, Answer]:
+    ) -> Found:
         try:
             return call.lookup(partition, epoch, keys, patience, fresh)
         finally:

@@ -91,37 +91,28 @@ class Requests:
             raise InvalidFlow(f"job {job!r} has no view {view!r}{did_you_mean(view, views)}")
         return views[view]
 
-    def partition(self, ticket: Ticket) -> LivePartition:
-        """The partition a ticket is for. Raises Moved if it is elsewhere or in another epoch, Unavailable while it is away."""
-        assert ticket.partition is not None
-        found = self.here().get((ticket.job, ticket.partition))
+    def partition(self, job: str, number: int, epoch: int | None) -> LivePartition:
+        """A partition that is asked for, in the epoch that the asker knows. Raises Moved if it is elsewhere or in another epoch,
+        Unavailable while it is away."""
+        found = self.here().get((job, number))
         if found is not None:
-            epoch = found.epoch
-            if ticket.epoch is not None and ticket.epoch != epoch:
+            if epoch is not None and epoch != found.epoch:
                 message = "this partition moved to another epoch; ask for its directory or flight info again"
-                raise Moved(message, partition=ticket.partition, asked=ticket.epoch, serving=epoch)
+                raise Moved(message, partition=number, asked=epoch, serving=found.epoch)
             return found
-        if (
-            ticket.epoch is not None and ticket.job not in self.known()
-        ):  # the asker knew it: it was here, or at this address
-            raise Moved("this job is not served here any more; ask for its directory again", job=ticket.job)
-        known = {each.partition: each for each in self.directory(ticket.job).partitions}
-        if ticket.partition not in known:
-            if ticket.epoch is not None:  # the asker knew it, so the job was divided anew
+        if epoch is not None and job not in self.known():  # the asker knew it: it was here, or at this address
+            raise Moved("this job is not served here any more; ask for its directory again", job=job)
+        known = {each.partition: each for each in self.directory(job).partitions}
+        if number not in known:
+            if epoch is not None:  # the asker knew it, so the job was divided anew
                 message = "this job was divided anew; ask for its directory or flight info again"
-                raise Moved(message, partition=ticket.partition, asked=ticket.epoch, partitions=len(known))
-            raise InvalidFlow("there is no such partition", partition=ticket.partition, partitions=len(known))
-        place = known[ticket.partition]
+                raise Moved(message, partition=number, asked=epoch, partitions=len(known))
+            raise InvalidFlow("there is no such partition", partition=number, partitions=len(known))
+        place = known[number]
         if place.location is None:
-            raise Unavailable("this partition is being recovered", retry_after=0.5, partition=ticket.partition)
+            raise Unavailable("this partition is being recovered", retry_after=0.5, partition=number)
         message = "this partition moved to another worker; ask for its directory or flight info again"
-        facts = {
-            "partition": ticket.partition,
-            "asked": ticket.epoch,
-            "serving": place.epoch,
-            "location": place.location,
-        }
-        raise Moved(message, **facts)
+        raise Moved(message, partition=number, asked=epoch, serving=place.epoch, location=place.location)
 
     # flights
 
@@ -185,7 +176,8 @@ class Requests:
     def read(self, ticket: Ticket) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """A scan, or a lookup if the ticket has keys; the schema carries the answer. Or changes: then batches have metadata beside them,
         and do not end."""
-        partition = self.partition(ticket)
+        assert ticket.partition is not None
+        partition = self.partition(ticket.job, ticket.partition, ticket.epoch)
         view = self.view(ticket.job, ticket.view)
         if ticket.changes:
             return told(partition, view, ticket, self.rows(view))
@@ -372,7 +364,7 @@ class LookupStream:
         fresh = freshness_of(asked.get("fresh"))
         if type(number) is not int or not isinstance(epoch, int | None) or keys is None:
             raise InvalidFlow('a message is a batch of keys with the metadata {"partition": number, "id": any}')
-        partition = self._requests.partition(Ticket(self._job, self._view, number, epoch=epoch))
+        partition = self._requests.partition(self._job, number, epoch)
         self._check(keys)
         if fresh is not LATEST and self._requests.moment(partition, fresh, wait_of(asked.get("wait"))) is not None:
             raise InvalidFlow("keys are looked up in the latest state; scan with a filter to read them in a cut")

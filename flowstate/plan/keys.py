@@ -7,7 +7,6 @@ high bits; the index of a keyed table takes the low ones. numba is imported when
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,37 +25,42 @@ _AS_THEY_ARE = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
 class KeyColumns:
     """Key columns as kernels read them. `described` holds one row of eight int64 per column, `head_words` the size of the part of a
     record that all keys have (see `encoding`). `held` keeps the memory alive that the addresses point to."""
 
-    rows: int
-    described: npt.NDArray[np.int64]
-    head_words: int
-    held: tuple[Any, ...]
+    __slots__ = ("described", "head_words", "held", "rows")
+
+    def __init__(self, rows: int, described: npt.NDArray[np.int64], head_words: int, held: list[pa.Array]) -> None:
+        self.rows, self.described, self.head_words, self.held = rows, described, head_words, held
 
     @staticmethod
     def of(columns: Sequence[pa.Array], rows: int | None = None) -> KeyColumns:
-        arrays = [key_array(each) for each in columns]
-        rows = len(arrays[0][1]) if arrays else (rows or 0)
-        described = np.zeros((len(arrays), 8), np.int64)
-        place = 1 + max(0, len(arrays) - 32 + 63) // 64
-        variable = [index for index, (kind, _) in enumerate(arrays) if kind >= _BYTES]
-        for index, (kind, array) in enumerate(arrays):
-            buffers = array.buffers()
-            values = buffers[-1]
-            start = values.address if values is not None else 0
-            end = start + values.size if values is not None else 0
-            offsets = buffers[1].address if kind >= _BYTES and buffers[1] is not None else 0
-            validity = buffers[0].address if buffers[0] is not None and array.null_count else 0
-            at = 0
-            if kind < _BYTES:
-                at, place = place, place + (2 if kind == _DECIMAL else 1)
-            described[index] = (kind, start, offsets, validity, array.offset, end, at, 0)
-        for index in variable[:-1]:
-            described[index, 6], place = place, place + 1
-        return KeyColumns(rows, described, place, tuple(array for _, array in arrays))
+        held: list[pa.Array] = []
+        lines: list[list[int]] = []
+        variable: list[list[int]] = []
+        place = 1 + max(0, len(columns) - 32 + 63) // 64
+        for column in columns:
+            kind, array = key_array(column)
+            held.append(array)
+            validity, *offsets, values = array.buffers()
+            start = end = 0
+            if values is not None:
+                start = values.address
+                end = start + values.size
+            line = [
+                kind, start, offsets[0].address if offsets and offsets[0] is not None else 0,
+                validity.address if array.null_count and validity is not None else 0, array.offset, end, 0, 0,
+            ]  # fmt: skip
+            lines.append(line)
+            if kind >= _BYTES:
+                variable.append(line)
+            else:
+                line[6], place = place, place + (2 if kind == _DECIMAL else 1)
+        for line in variable[:-1]:
+            line[6], place = place, place + 1
+        described = np.array(lines, np.int64).reshape(len(lines), 8)
+        return KeyColumns(len(held[0]) if held else (rows or 0), described, place, held)
 
 
 def key_kind(kind: pa.DataType) -> int:

@@ -26,7 +26,7 @@ from flowstate.state.cells import (
     StateColumn,
     flags_of,
     from_values,
-    sum_to_array,
+    sum_results,
     sum_to_floats,
     validity_buffer,
 )
@@ -184,6 +184,7 @@ class Sum:
 
     def __post_init__(self) -> None:
         self.columns = (_sum_column(self._kind),)
+        self._results = sum_results(self.columns[0].type, self.spec.result_type)
 
     @property
     def _kind(self) -> pa.DataType:
@@ -198,7 +199,7 @@ class Sum:
         return [_merge_sum(self.first, parts["sum"])]
 
     def result(self, read: Read, rows: int) -> pa.Array:
-        return sum_to_array(self.columns[0].type, read(0), rows, self._kind, self.spec.result_type)
+        return self._results(read(0), rows)
 
 
 @dataclass

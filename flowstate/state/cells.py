@@ -5,6 +5,7 @@ Sums are two or four little-endian words, which is how Arrow lays decimals out, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,31 +77,32 @@ def from_values(kind: pa.DataType, values: pa.Array) -> pa.Array:
     return values.cast(kind, safe=not types.is_floating(kind))
 
 
-def sum_to_array(
-    state: pa.DataType, buffer: pa.Buffer, rows: int, source: pa.DataType, result: pa.DataType
-) -> pa.Array:
-    """Sums as results. Raises `DoesNotFit`, for integers outside the type and decimals of too many digits."""
+def sum_results(state: pa.DataType, result: pa.DataType) -> Callable[[pa.Buffer, int], pa.Array]:
+    """How sums in a column of type `state` become results: of a buffer with so many rows. That raises `DoesNotFit`, for integers outside
+    the type and decimals of too many digits."""
     types = pa.types
-    if types.is_floating(state):
-        return from_values(result, pa.Array.from_buffers(state, rows, [None, buffer]))
+    if types.is_floating(state) or types.is_decimal256(result):
+        return lambda buffer, rows: from_values(result, pa.Array.from_buffers(state, rows, [None, buffer]))
     if types.is_decimal128(result):
-        small = types.is_decimal128(state)
+        words = 2 if types.is_decimal128(state) else 4
         # 2^63 values of 18 digits stay below 10^38.
-        if small and result.precision == 38:
-            return pa.Array.from_buffers(result, rows, [None, buffer])
-        return _checked_decimals(buffer, rows, 2 if small else 4, result)
-    if types.is_decimal256(result):
-        return from_values(result, pa.Array.from_buffers(state, rows, [None, buffer]))
+        if words == 2 and result.precision == 38:
+            return lambda buffer, rows: pa.Array.from_buffers(result, rows, [None, buffer])
+        return lambda buffer, rows: _checked_decimals(buffer, rows, words, result)
     if types.is_floating(result):
-        return from_values(result, pa.array(sum_to_floats(state, buffer, rows)))
-    values = np.empty(rows, np.uint64)
+        return lambda buffer, rows: from_values(result, pa.array(sum_to_floats(state, buffer, rows)))
     signed, width = not types.is_unsigned_integer(result), result.bit_width - 1
-    least, most = (-(1 << width), (1 << width) - 1) if signed else (0, (2 << width) - 1)
-    row = decode.narrow(buffer.address, least, np.uint64(most), values)
-    if row >= 0:
-        raise DoesNotFit(row, int.from_bytes(buffer[16 * row : 16 * row + 16], "little", signed=True))
-    whole = pa.Array.from_buffers(pa.int64() if signed else pa.uint64(), rows, [None, pa.py_buffer(values)])
-    return from_values(result, whole)
+    least, most = (-(1 << width), np.uint64((1 << width) - 1)) if signed else (0, np.uint64((2 << width) - 1))
+    whole = pa.int64() if signed else pa.uint64()
+
+    def narrowed(buffer: pa.Buffer, rows: int) -> pa.Array:
+        values = np.empty(rows, np.uint64)
+        row = decode.narrow(buffer.address, least, most, values)
+        if row >= 0:
+            raise DoesNotFit(row, int.from_bytes(buffer[16 * row : 16 * row + 16], "little", signed=True))
+        return from_values(result, pa.Array.from_buffers(whole, rows, [None, pa.py_buffer(values)]))
+
+    return narrowed
 
 
 def _checked_decimals(buffer: pa.Buffer, rows: int, words: int, result: pa.DataType) -> pa.Array:

@@ -53,11 +53,9 @@ class Layout:
         self.state_schema = pa.schema([*self.key_schema, *parts])
         self.sizes = [each.width for each in self.columns]
         self.widths = np.array(self.sizes, np.int64)
+        self.befores = np.cumsum(self.widths) - self.widths  # bytes of a row that are before each state column
+        self.before, self.row_bytes = self.befores.tolist(), sum(self.sizes)
         self._offsets: dict[int, list[int]] = {}
-
-    @cached_property
-    def row_bytes(self) -> int:
-        return sum(each.width for each in self.columns)
 
     @cached_property
     def cells(self) -> list[tuple[int, int]]:

@@ -6,7 +6,6 @@ only what is between them, `KeyedTable.find`, keeps the writer waiting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,14 @@ from flowstate.state.windows import Windows
 Int64s = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
 class Asked:
     """`rows` keys: the columns of the plain ones, and, if a window was named for each, its start and end."""
 
-    columns: list[pa.Array]
-    edges: list[pa.Array]
-    rows: int
-    described: KeyColumns
+    __slots__ = ("columns", "described", "edges", "rows")
+
+    def __init__(self, columns: list[pa.Array], edges: list[pa.Array], rows: int) -> None:
+        self.columns, self.edges, self.rows = columns, edges, rows
+        self.described = KeyColumns.of(columns, rows)
 
 
 def asked(layout: Layout, keys: pa.RecordBatch) -> Asked:
@@ -49,8 +48,7 @@ def asked(layout: Layout, keys: pa.RecordBatch) -> Asked:
         raise InvalidFlow(
             "these keys are not of the view's key types", view=layout.spec.name, given=str(keys.schema), key=str(schema)
         ) from error
-    rows = keys.num_rows
-    return Asked(columns[:plain], columns[plain:], rows, KeyColumns.of(columns[:plain], rows))
+    return Asked(columns[:plain], columns[plain:], keys.num_rows)
 
 
 def in_windows(keys: Asked, windows: Windows) -> tuple[Asked, Int64s]:
@@ -62,12 +60,13 @@ def in_windows(keys: Asked, windows: Windows) -> tuple[Asked, Int64s]:
         pairs = np.array(known, np.int64).reshape(-1, 2)
         rows, numbers = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
     elif len(windows.ids) == 1:
-        return keys, np.full(keys.rows, next(iter(windows.ids.values())), np.int64)
+        numbers = np.empty(keys.rows, np.int64)
+        numbers.fill(next(iter(windows.ids.values())))
+        return keys, numbers
     else:
         numbers = np.array([windows.ids[edge] for edge in sorted(windows.ids)], np.int64)
         rows, numbers = np.repeat(np.arange(keys.rows), len(numbers)), np.tile(numbers, keys.rows)
-    columns = taken(keys.columns, rows, keys.rows)
-    return Asked(columns, [], len(rows), KeyColumns.of(columns, len(rows))), numbers
+    return Asked(taken(keys.columns, rows, keys.rows), [], len(rows)), numbers
 
 
 def _integers(columns: list[pa.Array]) -> list[pa.Array]:
@@ -75,20 +74,21 @@ def _integers(columns: list[pa.Array]) -> list[pa.Array]:
 
 
 def taken(columns: list[pa.Array], places: Int64s, rows: int) -> list[pa.Array]:
-    """The rows of `columns` at `places`; as they are, if that is all of them in order, as it is for one key."""
-    if len(places) == rows and (rows == 1 or bool((places == np.arange(rows)).all())):
-        return columns
-    return [each.take(pa.array(places)) for each in columns]
+    """The rows of `columns`, of which there are `rows`, at `places`, which ascend: all of them are all in order."""
+    return columns if len(places) == rows else [each.take(pa.array(places)) for each in columns]
 
 
-def found_places(slots: Int64s) -> Int64s:
-    """Where in `slots` the rows are that were found, each once, where it is first."""
+def found_places(slots: Int64s, seen: npt.NDArray[np.int32]) -> Int64s:
+    """Where in `slots` the rows are that were found, each once, where it is first. `seen` is memory to write in, of `seen_words`."""
+    if len(slots) == 1:  # the usual lookup
+        return np.zeros(1 if slots[0] >= 0 else 0, np.int64)
     places = np.empty(len(slots), np.int64)
-    if len(slots) == 1:
-        places[0] = 0
-        return places[: int(slots[0] >= 0)]
-    seen = np.zeros(1 << (2 * len(slots)).bit_length(), np.int64)
     return places[: decode.first_places(slots, seen, places)]
+
+
+def seen_words(rows: int) -> int:
+    """How many words `found_places` needs for so many rows."""
+    return 1 << (2 * rows).bit_length()
 
 
 class Found:
@@ -96,20 +96,20 @@ class Found:
     which `places` were found, `windows` the numbers of their windows."""
 
     def __init__(
-        self, layout: Layout, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int, keys: Asked, numbers: Int64s, windows: Windows
+        self, layout: Layout, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int, places: Int64s, keys: Asked,
+        numbers: Int64s, windows: Windows,
     ) -> None:  # fmt: skip
-        self._layout, self._keys, self._places = layout, keys, found_places(slots)
-        self.rows = rows = len(self._places)
-        at = self._places
+        self._layout, self._keys, self._places = layout, keys, places
+        self.rows = rows = len(places)
         if rows < len(slots):
-            slots = slots[at]
-        self._begins = begins = layout.offsets(1 << rows.bit_length())
-        memory = np.empty(begins[-1], np.uint8)
-        decode.gather_rows(pointers, layout.widths, np.array(begins), slots, shift, memory)
+            slots, numbers = slots[places], numbers[places]
+        self._room = room = (rows + 63) // 64 * 64  # rows: every column begins at a line of the cache
+        memory = np.empty(room * layout.row_bytes, np.uint8)
+        decode.gather_rows(pointers, layout.widths, layout.befores, room, slots, shift, memory)
         self._memory = pa.py_buffer(memory)
         # Texts lie elsewhere, and the writer moves them.
         self._texts = {column: self._text(column, flags) for column, flags in layout.cells} if layout.cells else {}
-        self._edges = None if layout.spec.window is None else _edges(numbers[at], windows)
+        self._edges = None if layout.spec.window is None else _edges(numbers, windows)
 
     def results(self) -> pa.RecordBatch:
         """Result rows. Raises InvalidFlow for a result that does not fit its type."""
@@ -127,7 +127,8 @@ class Found:
         return self._texts[column] if column in self._texts else self._column(column)
 
     def _column(self, column: int) -> pa.Buffer:
-        return self._memory.slice(self._begins[column], self._layout.sizes[column] * self.rows)
+        layout = self._layout
+        return self._memory.slice(layout.before[column] * self._room, layout.sizes[column] * self.rows)
 
     def _text(self, column: int, flags: int) -> Any:
         assert self._layout.columns[column].type == CELL

@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -20,8 +19,7 @@ METADATA_KEY = b"flowstate.answer"
 _text = functools.lru_cache(4096)(json.dumps)
 
 
-@dataclass(frozen=True)
-class PartitionAnswer:
+class PartitionAnswer(NamedTuple):
     """One partition's part of an answer. `as_of` is Unix time in seconds when the state was current; `watermark` microseconds."""
 
     partition: int
@@ -33,17 +31,14 @@ class PartitionAnswer:
     snapshot: int | None = None
 
     def to_json(self) -> str:
-        position = ", ".join(
-            f"{_text(split)}: [{offset}, {floors}]" for split, (offset, floors) in self.position.items()
-        )
+        places = [f"{_text(split)}: [{offset}, {floors}]" for split, (offset, floors) in self.position.items()]
         return (
-            f'{{"partition": {self.partition}, "epoch": {self.epoch}, "position": {{{position}}}, "watermark": {self.watermark}, '
-            f'"as_of": {self.as_of}, "origin": "{self.origin}", "snapshot": {_text(self.snapshot)}}}'
+            f'{{"partition": {self.partition}, "epoch": {self.epoch}, "position": {{{", ".join(places)}}}, "watermark": {self.watermark}, '
+            f'"as_of": {self.as_of}, "origin": "{self.origin}", "snapshot": {"null" if self.snapshot is None else self.snapshot}}}'
         )
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What an answer over some partitions contains. `consistent`: all parts are at one position (a cut)."""
 
     job: str
@@ -79,14 +74,18 @@ class Answer:
 
     def to_data(self) -> dict[str, object]:
         """Plain data for JSON."""
-        parts = [{**vars(part), "position": dict(part.position)} for part in self.parts]
+        parts = [{**part._asdict(), "position": dict(part.position)} for part in self.parts]
         return {"job": self.job, "view": self.view, "parts": parts, "consistent": self.consistent}
 
     @staticmethod
     def of(schema: pa.Schema) -> Answer | None:
         """The answer that a schema carries, if it does."""
         raw = (schema.metadata or {}).get(METADATA_KEY)
-        return None if raw is None else answer_of_data(json.loads(raw))
+        return None if raw is None else Answer.from_json(raw)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Answer:
+        return answer_of_data(json.loads(text))
 
     @staticmethod
     def merge(answers: Sequence[Answer], *, consistent: bool = False) -> Answer:

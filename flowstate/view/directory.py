@@ -116,7 +116,7 @@ class LivePartition(Protocol):
 
     def lookup(self, view: str, keys: pa.RecordBatch) -> tuple[pa.RecordBatch, Answer]:
         """The rows whose leading key columns equal a row of `keys` (all routing keys at least; further key columns, such as the
-        window, optional). Keys that are not there give no row."""
+        window, optional), each row once. Keys that are not there give no row."""
 
     def changes(
         self,

@@ -6,9 +6,10 @@ from __future__ import annotations
 import numpy as np
 
 from flowstate.plan.kernel import kernel
-from flowstate.plan.memory import load, load_byte, store, store_byte
+from flowstate.plan.memory import load, load_byte, prefetch, store, store_byte
 
 U = np.uint64
+AHEAD = 24  # rows: so long before it is read, memory that lies anywhere is asked for
 
 
 @kernel
@@ -76,13 +77,16 @@ def gather_bytes(begins, sizes, target):
 
 
 @kernel
-def gather_rows(pointers, widths, begins, slots, shift, target):
-    """Copy the rows `slots` of every state column out of its chunks: of column c, `widths[c]` bytes each, to `begins[c]` of `target`."""
-    mask = (1 << shift) - 1
+def gather_rows(pointers, widths, befores, room, slots, shift, target):
+    """Copy the rows `slots` of every state column out of its chunks: of column c, `widths[c]` bytes each, to `befores[c] * room` of
+    `target`."""
+    mask, rows = (1 << shift) - 1, slots.shape[0]
     for column in range(widths.shape[0]):
         width = widths[column]
-        to = U(target.ctypes.data) + U(begins[column])
-        for index in range(slots.shape[0]):
+        to = U(target.ctypes.data) + U(befores[column] * room)
+        for index in range(rows):
+            ahead = slots[min(index + AHEAD, rows - 1)]
+            prefetch(pointers[column, ahead >> shift] + U((ahead & mask) * width))
             slot = slots[index]
             source = pointers[column, slot >> shift] + U((slot & mask) * width)
             if width == 1:
@@ -95,18 +99,19 @@ def gather_rows(pointers, widths, begins, slots, shift, target):
 
 @kernel
 def first_places(slots, seen, places):
-    """The places of the rows that were found (not -1), of each row the first. `seen` is zero, a power of two of more words than there are
-    slots. Returns how many."""
+    """The places of the rows that were found (not -1), of each row the first, ascending. `seen` is a power of two of words, more than
+    there are slots. Returns how many."""
     count, mask = 0, seen.shape[0] - 1
+    seen[:] = 0
     for place in range(slots.shape[0]):
         slot = slots[place]
         if slot < 0:
             continue
         at = np.int64((U(slot) * U(0x9E3779B97F4A7C15)) >> U(32)) & mask
-        while seen[at] != 0 and seen[at] != slot + 1:
+        while seen[at] != 0 and slots[seen[at] - 1] != slot:
             at = (at + 1) & mask
         if seen[at] == 0:
-            seen[at] = slot + 1
+            seen[at] = place + 1
             places[count] = place
             count += 1
     return count
