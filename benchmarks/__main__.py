@@ -17,6 +17,7 @@ ALL = {
     "snapshot_pause": "longest pause of applying while a snapshot is taken",
 }
 EXTRA = {
+    "kafka_in": "messages from a real broker, one by one and many at once, as payloads and as columns",
     "soak": "ten minutes under load: memory and queues",
     "flight_lookup": "lookups on a synthetic partition",
     "scenarios": "the billing job on real processes that are killed, stopped and cut off: what readers saw",

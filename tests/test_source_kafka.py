@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,8 +17,9 @@ from kafka_broker import KafkaBroker, free_port
 from flowstate.errors import CorruptData, InvalidFlow, Unavailable
 from flowstate.plan.spec import ScanSpec
 from flowstate.source import Rows, SourceReader, SplitInfo, make_source
+from flowstate.source.kafka_library import Unfit
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.usefixtures("way")]
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False), pa.field("at", pa.timestamp("ms", "UTC"))])
 
@@ -26,6 +27,29 @@ SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False), pa.field("at", pa
 def scan(kafka: KafkaBroker, topic: str, max_ahead: int | None = None, **options: Any) -> ScanSpec:
     options = {"topic": topic, "bootstrap": kafka.bootstrap, **options}
     return ScanSpec("events", "kafka", SCHEMA, event_time="at", max_ahead=max_ahead, options=options)
+
+
+@pytest.fixture(params=["many at once", "one by one"])
+def way(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kafka: KafkaBroker,
+) -> Iterator[None]:
+    """How messages are fetched, in a test whose topics are gone afterwards. What is fetched many at once stays so to the end."""
+
+    def unfit(*_: object) -> None:
+        raise Unfit("of the test")
+
+    if request.param == "one by one":
+        monkeypatch.setattr("flowstate.source.kafka.BatchFetcher", unfit)
+    before = kafka.admin.list_topics(timeout=10).topics
+    yield
+    for each in kafka.admin.list_topics(timeout=10).topics.keys() - before.keys():
+        if not each.startswith("__"):
+            kafka.delete_topic(each)
+    said = [each.getMessage() for each in caplog.records if "one by one" in each.getMessage()]
+    assert not said or (request.param == "one by one" and all("of the test" in each for each in said))
 
 
 def event(number: int, at: int = 1000) -> bytes:

@@ -32,6 +32,8 @@ def make_source(spec: ScanSpec) -> Source:
 
 def warm_up() -> None:
     """Compile, or load, every kernel that reads records, so that none of them waits for it."""
-    from flowstate.source.json_guess import warm_up as run
+    from flowstate.source.json_guess import warm_up as json
+    from flowstate.source.kernels.messages import warm_up as messages
 
-    run()
+    json()
+    messages()

@@ -15,31 +15,37 @@ been late.
 
 Only committed transactions are read unless `config` says otherwise. Offsets have gaps (transaction markers, aborted rows,
 compaction): a stretch covers them, up to the next record, or up to the end that the broker reports.
+
+Messages are taken thousands at a time where the client allows it (`kafka_batches`), and else one by one (`kafka_fetch`), which is said
+once in the log.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
 
-import numpy as np
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from flowstate.clock import Clock, SystemClock
 from flowstate.errors import CorruptData, FlowstateError, InternalError, InvalidFlow, Unavailable, did_you_mean
-from flowstate.plan.position import NEVER
 from flowstate.plan.spec import ScanSpec
 from flowstate.source.base import TOPIC_ID, Rows, Source, SourceReader, SplitInfo
 from flowstate.source.decode import Decoder
+from flowstate.source.kafka_batches import BatchFetcher
 from flowstate.source.kafka_client import Outages, Topic, gone, lost_upto, made_anew, open_consumer, reading_error
+from flowstate.source.kafka_fetch import Fetcher, MessageFetcher, Messages, Surprise, Told, Waiting, joined
 from flowstate.source.kafka_identity import TopicWatch
-from flowstate.source.records import Records, Refused, check_scan, dead_letters, no_rows
+from flowstate.source.kafka_library import Unfit
+from flowstate.source.records import Refused, check_scan, dead_letters, no_rows
 
 FORMATS = ("json", "csv", "arrow")
 #: A partition with this many messages waiting here is paused; after that it has to be fetched anew, which takes a round trip or two.
 PAUSE_ROWS = 1000
+
+log = logging.getLogger(__name__)
 
 
 class KafkaSource(Source):
@@ -94,6 +100,10 @@ class KafkaSource(Source):
     def consumer(self, outages: Outages) -> Consumer:
         return open_consumer(self._spec.name, self._bootstrap, self._config, outages)
 
+    @property
+    def client_id(self) -> str:
+        return str(self._config.get("client.id", "rdkafka"))
+
     def watch(self, clock: Clock) -> TopicWatch:
         return TopicWatch(self._bootstrap, self._config, self.topic, clock)
 
@@ -128,8 +138,10 @@ class _Split:
         self.partition = partition
         self.position = offset
         self.topic_id = topic_id  # of the topic that the offsets belong to; '' if that is not known
-        self.waiting: list[Message] = []
+        self.waiting = Waiting()
         self.end: int | None = None  # where the broker said the partition ends, after all of `waiting`
+        self.assigned = False  # to the client
+        self.again = False  # to be fetched anew from `next_fetched` on: what comes now does not follow what waits
         self.paused = False
         self.broken: FlowstateError | None = None
         self.lost: list[tuple[int, int]] = []  # stretches that retention deleted, between what is in `waiting`
@@ -137,23 +149,32 @@ class _Split:
     @property
     def next_fetched(self) -> int:
         """The offset that the consumer fetches next."""
-        fetched = _offset(self.waiting[-1]) + 1 if self.waiting else self.position
+        fetched = self.waiting.last + 1 if self.waiting else self.position
         return max(fetched, self.lost[-1][1]) if self.lost else fetched
 
 
 class KafkaReader(SourceReader):
     """One consumer over all assigned partitions. What comes of a partition that is not wanted waits here, and it is
-    paused when that is enough."""
+    paused when that is enough. `batches` is off in the tests and measurements that compare the ways to fetch."""
 
     hears_rows = True
 
-    def __init__(self, spec: ScanSpec, source: KafkaSource, clock: Clock | None = None) -> None:
+    def __init__(
+        self, spec: ScanSpec, source: KafkaSource, clock: Clock | None = None, *, batches: bool = True
+    ) -> None:
         self._spec = spec
         self._topic = source.topic
         self._decoder = Decoder(spec, source.format)
         self._clock = clock or SystemClock()
         self._outages = Outages(spec.name)
+        self._source = source
         self._consumer = source.consumer(self._outages)
+        self._fetcher: Fetcher = MessageFetcher(self._consumer)
+        if batches:
+            try:
+                self._fetcher = BatchFetcher(self._consumer, self._topic, source.client_id)
+            except Unfit as reason:
+                self._one_by_one(str(reason))
         self._watch = source.watch(self._clock)
         self._troubles = 0
         self._skips_lost = source.skips_lost
@@ -169,18 +190,35 @@ class KafkaReader(SourceReader):
         self._splits[partition] = _Split(split.name, partition, offset, (split.hint or {}).get(TOPIC_ID, ""))
         self._names[split.name] = partition
         self._watch.doubt()
+        self._fetch_from(self._splits[partition], offset)
+
+    def _fetch_from(self, split: _Split, offset: int) -> None:
+        """What the client has of the partition is thrown away. After an error, `poll` tries again."""
+        split.again = True
+        place = TopicPartition(self._topic, split.partition, offset)
         with self._client_errors(split.name):
-            self._consumer.incremental_assign([TopicPartition(self._topic, partition, offset)])
+            if split.assigned:
+                self._consumer.incremental_unassign([place])
+                split.assigned = False
+            try:
+                self._fetcher.begin(split.partition)
+            except Surprise as reason:
+                self._fall_back(str(reason))  # with this partition, too
+                return
+            self._consumer.incremental_assign([place])
+            split.assigned, split.again = True, False
 
     def unassign(self, split: str) -> None:
         partition = self._names.pop(split, None)
         if partition is not None:
-            paused = self._splits.pop(partition).paused
+            known = self._splits.pop(partition)
             with self._client_errors(split):
-                if paused:
+                if known.paused:
                     # librdkafka remembers a pause by the user over assignments: the next one would never be fetched.
                     self._consumer.resume([TopicPartition(self._topic, partition)])
-                self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
+                if known.assigned:
+                    self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
+            self._fetcher.end(partition)
 
     @contextmanager
     def _client_errors(self, split: str) -> Iterator[None]:
@@ -195,6 +233,7 @@ class KafkaReader(SourceReader):
 
     def poll(self, wanted: Mapping[str, int | None], *, max_rows: int, timeout: float) -> Sequence[Rows]:
         splits = [self._splits[self._names[each]] for each in wanted if each in self._names]
+        self._fetch_again()
         self._pause(max_rows)
         self._check_topic(splits)
         given = self._ready(splits, wanted, max_rows)
@@ -236,40 +275,64 @@ class KafkaReader(SourceReader):
                 split.paused = pause
 
     def _fetch(self, most: int, timeout: float) -> None:
-        """Take what the consumer has. `consume` would wait for its full number, so the wait is for the first message alone."""
-        messages = self._consumer.consume(most, 0)
-        if not messages and timeout > 0:
-            first = self._consumer.poll(timeout)
-            if first is not None:
-                messages = [first]
-                if most > 1:
-                    messages += self._consumer.consume(most - 1, 0)
-        for message in messages:
-            partition = message.partition()
-            split = self._splits.get(partition) if partition is not None else None
-            error = message.error()
-            if error is None:
+        """Take what the consumer has."""
+        try:
+            arrived = self._fetcher.fetch(most, timeout)
+        except Surprise as reason:
+            self._fall_back(str(reason))
+            return
+        refused: FlowstateError | None = None
+        for each in arrived:
+            split = None if each.partition is None else self._splits.get(each.partition)
+            if isinstance(each, Messages):
                 self._outages.errors.clear()
-                if split is not None and _offset(message) >= split.position:
-                    split.waiting.append(message)
+                if split is not None and not split.again:
+                    split.waiting.add(each, split.position)
             elif split is not None:
-                self._event(split, message, error)
+                try:
+                    self._event(split, each)
+                except FlowstateError as error:
+                    refused = refused or error  # what else arrived is not given again
             else:
-                self._outages.note(error)
+                self._outages.note(each.error)
+        if refused is not None:
+            raise refused
 
-    def _event(self, split: _Split, message: Message, error: Any) -> None:
+    def _fall_back(self, reason: str) -> None:
+        """Go on with single messages, of another consumer, from what is here."""
+        self._one_by_one(reason)
+        for split in self._splits.values():
+            split.again = True
+        consumer = self._source.consumer(self._outages)
+        self.close()
+        self._consumer, self._fetcher = consumer, MessageFetcher(consumer)
+        for split in self._splits.values():
+            split.assigned, split.paused, split.end = False, False, None
+        self._fetch_again()
+
+    def _fetch_again(self) -> None:
+        for split in [each for each in self._splits.values() if each.again]:
+            self._fetch_from(split, split.next_fetched)
+
+    def _one_by_one(self, reason: str) -> None:
+        log.warning(
+            "kafka source %r: messages are read one by one, which takes several times as long, since the kafka client cannot "
+            "be asked for many at once: %s",
+            self._spec.name,
+            reason,
+        )
+
+    def _event(self, split: _Split, told: Told) -> None:
+        error = told.error
         if error.name() == "_PARTITION_EOF":
-            split.end = message.offset()
+            split.end = told.offset
             return
         self._watch.doubt()
         where = split.partition, split.next_fetched
         lost = lost_upto(self._topic, *where, error, self._consumer) if self._skips_lost else None
         if lost is not None:
             split.lost.append((split.next_fetched, lost))
-            place = TopicPartition(self._topic, split.partition, lost)
-            with self._client_errors(split.name):
-                self._consumer.incremental_unassign([place])
-                self._consumer.incremental_assign([place])
+            self._fetch_from(split, lost)
             return
         broken = reading_error(self._spec.name, self._topic, *where, error, self._consumer)
         if broken is None:
@@ -300,27 +363,21 @@ class KafkaReader(SourceReader):
             if since >= begin:
                 return self._lost(split, min(end, end if stop is None else stop))
             stop = begin if stop is None else min(begin, stop)
-        taken = split.waiting[:most]
-        if stop is not None:
-            taken = [each for each in taken if _offset(each) < stop]
-        left = split.waiting[len(taken) :]
-        to = since
-        if taken:
-            to = _offset(taken[-1]) + 1
-        if not left and split.end is not None:
-            to = max(to, split.end)
-        elif left:
+        taken = split.waiting.take(most, stop)
+        to = int(taken[-1].offsets[-1]) + 1 if taken else since
+        if split.waiting:
             # Everything before the next record is a gap.
-            to = _offset(left[0])
+            to = split.waiting.first
+        elif split.end is not None:
+            to = max(to, split.end)
         if stop is not None:
             to = min(to, stop)
         if to == since:
             return None
-        split.waiting = left
         split.position = to
         if not taken:
             return Rows(split.name, since, to, no_rows(self._spec), dead_letters(self._spec.name, split.name, ()))
-        batch, dead = self._decoder.decode(split.name, _records(taken))
+        batch, dead = self._decoder.decode(split.name, joined(taken))
         return Rows(split.name, since, to, batch, dead)
 
     def _lost(self, split: _Split, to: int) -> Rows:
@@ -348,25 +405,5 @@ class KafkaReader(SourceReader):
         return self._outages.end_offset(self._consumer, self._topic, self._names[split])
 
     def close(self) -> None:
+        self._fetcher.close()
         self._consumer.close()
-
-
-def _offset(message: Message) -> int:
-    offset = message.offset()
-    assert offset is not None  # Of a fetched message; None is for one that is not produced yet.
-    return offset
-
-
-def _records(messages: Sequence[Message]) -> Records:
-    """The payloads in one buffer, a newline after each. Tombstones (records without a payload) are no rows."""
-    kept = [(each, value) for each in messages if (value := each.value()) is not None]
-    lengths = np.array([len(value) for _, value in kept], np.int64)
-    ends = np.cumsum(lengths + 1) - 1
-    times = [each.timestamp() for each, _ in kept]
-    return Records(
-        b"".join([part for _, value in kept for part in (value, b"\n")]),
-        ends - lengths,
-        ends,
-        np.array([each.offset() for each, _ in kept], np.int64),
-        np.array([time * 1000 if kind else NEVER for kind, time in times], np.int64),
-    )
