@@ -22,7 +22,6 @@ import pyarrow as pa
 from flowstate.clock import Clock
 from flowstate.errors import InvalidFlow, Unavailable, did_you_mean
 from flowstate.plan.position import NEVER, Place
-from flowstate.plan.spec import TableSpec
 from flowstate.runtime.changes import subscribe
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.kept import BUDGET, LEASE, MOST_CUTS, Kept, Stream, beyond
@@ -51,6 +50,7 @@ class ServedPartition:
         self.pump, self.clock, self._check_lease = pump, clock, check_lease
         self.job, self.partition = pump.spec.name, pump.number
         self.epoch = pump.spec.served_epoch(pump.epoch)
+        self._views = pump.spec.plan.views
         self.budget = BUDGET
         self.held = {"cuts": 0, "streams": 0}  # bytes, as of the last reckoning
         self._lock = threading.Lock()
@@ -98,12 +98,11 @@ class ServedPartition:
         table = contents.tables[view]
         if not isinstance(table, KeyedTable):
             raise InvalidFlow("this view has no key; scan it, or use sql", view=view)
-        spec = self.pump.spec.plan.tables[view]
-        assert isinstance(spec, TableSpec)
-        asked = table.asked(with_window_end(spec, keys))
+        asked = table.asked(with_window_end(table.spec, keys))
+        marks = contents.marks
         with self.pump.gate:
             found = table.find(asked)
-            position, watermark = dict(contents.marks.position), contents.marks.watermark()
+            position, watermark = dict(marks.position), marks.watermark()
             as_of = self.clock.wall()
         self._check_lease()
         part = PartitionAnswer(self.partition, self.epoch, position, watermark, as_of, "live")
@@ -220,9 +219,8 @@ class ServedPartition:
 
     def _known(self, view: str) -> None:
         self._serves()
-        views = self.pump.spec.plan.views
-        if view not in views:
-            raise InvalidFlow(f"no view {view!r}{did_you_mean(view, views)}", job=self.job)
+        if view not in self._views:
+            raise InvalidFlow(f"no view {view!r}{did_you_mean(view, self._views)}", job=self.job)
 
     def _fresh(self) -> Kept:
         with self._lock:

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from flowstate.errors import InvalidFlow
 from flowstate.plan.keys import KeyColumns, key_array
-from flowstate.state.aggregate import Aggregate, Read
 from flowstate.state.cells import CELL
 from flowstate.state.chunk import Layout, cell_values
 from flowstate.state.kernels import decode
@@ -78,17 +77,12 @@ def taken(columns: list[pa.Array], places: Int64s, rows: int) -> list[pa.Array]:
     return columns if len(places) == rows else [each.take(pa.array(places)) for each in columns]
 
 
-def found_places(slots: Int64s, seen: npt.NDArray[np.int32]) -> Int64s:
-    """Where in `slots` the rows are that were found, each once, where it is first. `seen` is memory to write in, of `seen_words`."""
+def found_places(slots: Int64s, seen: npt.NDArray[np.uint64]) -> Int64s:
+    """Where in `slots` the rows are that were found, each once, where it is first. `seen` has a bit for every slot, all zero."""
     if len(slots) == 1:  # the usual lookup
         return np.zeros(1 if slots[0] >= 0 else 0, np.int64)
     places = np.empty(len(slots), np.int64)
     return places[: decode.first_places(slots, seen, places)]
-
-
-def seen_words(rows: int) -> int:
-    """How many words `found_places` needs for so many rows."""
-    return 1 << (2 * rows).bit_length()
 
 
 class Found:
@@ -108,7 +102,9 @@ class Found:
         decode.gather_rows(pointers, layout.widths, layout.befores, room, slots, shift, memory)
         self._memory = pa.py_buffer(memory)
         # Texts lie elsewhere, and the writer moves them.
-        self._texts = {column: self._text(column, flags) for column, flags in layout.cells} if layout.cells else {}
+        self._texts: list[Any] = [None] * len(layout.sizes)
+        for column, flags in layout.cells:
+            self._texts[column] = self._text(column, flags)
         self._edges = None if layout.spec.window is None else _edges(numbers, windows)
 
     def results(self) -> pa.RecordBatch:
@@ -117,14 +113,9 @@ class Found:
         arrays = taken(self._keys.columns, self._places, self._keys.rows)
         if self._edges is not None:
             arrays = [*arrays, *(layout.time_array(np.ascontiguousarray(self._edges[:, side])) for side in (0, 1))]
-        results = [layout.result(each, self.reader(each), arrays, rows) for each in layout.visible]
+        parts = [self._column(column) if each is None else each for column, each in enumerate(self._texts)]
+        results = [layout.result(each, parts[each.first :].__getitem__, arrays, rows) for each in layout.visible]
         return pa.RecordBatch.from_arrays([*arrays, *results], schema=layout.schema)
-
-    def reader(self, each: Aggregate) -> Read:
-        return lambda place: self._read(each.first + place)
-
-    def _read(self, column: int) -> Any:
-        return self._texts[column] if column in self._texts else self._column(column)
 
     def _column(self, column: int) -> pa.Buffer:
         layout = self._layout

@@ -24,7 +24,7 @@ from flowstate.state.chunk import Keys, Layout, Stored
 from flowstate.state.index import Index
 from flowstate.state.kernels import decode, fold
 from flowstate.state.kernels import index as kernels
-from flowstate.state.lookup import Asked, Found, asked, found_places, in_windows, seen_words
+from flowstate.state.lookup import Asked, Found, asked, found_places, in_windows
 from flowstate.state.pieces import Pieces, pieces_of
 from flowstate.state.view import TableView, micros_per
 from flowstate.state.windows import Window, Windows, doubled
@@ -66,7 +66,7 @@ class KeyedTable:
         self._slots = np.empty(0, np.int64)
         self._window_rows = np.empty(0, np.int64)
         self._hashes = np.empty(0, np.uint64)
-        self._seen = np.empty(0, np.int32)
+        self._seen = np.empty(0, np.uint64)
 
     # -- rows in ---------------------------------------------------------------------------------------------------------------
 
@@ -368,9 +368,9 @@ class KeyedTable:
         keys, windows = in_windows(keys, self._windows)
         self._room(keys.rows)
         slots = self._locate(keys.described, windows, None, insert=False)
-        if self._seen.shape[0] < (needed := seen_words(keys.rows)):
-            self._seen = np.empty(needed, np.int32)
-        places = found_places(slots, self._seen[:needed])
+        if self._seen.shape[0] << 6 < len(self._stored) << self._shift:  # memory that is never written costs nothing
+            self._seen = np.zeros((self._ids.shape[0] << self._shift) // 64 + 1, np.uint64)
+        places = found_places(slots, self._seen)
         return Found(self._layout, self._pointers, slots, self._shift, places, keys, windows, self._windows)
 
     # -- windows ---------------------------------------------------------------------------------------------------------------

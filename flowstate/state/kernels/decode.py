@@ -99,21 +99,19 @@ def gather_rows(pointers, widths, befores, room, slots, shift, target):
 
 @kernel
 def first_places(slots, seen, places):
-    """The places of the rows that were found (not -1), of each row the first, ascending. `seen` is a power of two of words, more than
-    there are slots. Returns how many."""
-    count, mask = 0, seen.shape[0] - 1
-    seen[:] = 0
+    """The places of the rows that were found (not -1), of each row the first, ascending. `seen` has a bit for every slot: all are zero,
+    before and after. Returns how many."""
+    count = 0
     for place in range(slots.shape[0]):
         slot = slots[place]
-        if slot < 0:
-            continue
-        at = np.int64((U(slot) * U(0x9E3779B97F4A7C15)) >> U(32)) & mask
-        while seen[at] != 0 and slots[seen[at] - 1] != slot:
-            at = (at + 1) & mask
-        if seen[at] == 0:
-            seen[at] = place + 1
-            places[count] = place
-            count += 1
+        if slot >= 0:
+            word, bit = slot >> 6, U(1) << U(slot & 63)
+            if seen[word] & bit == U(0):
+                seen[word] |= bit
+                places[count] = place
+                count += 1
+    for index in range(count):
+        seen[slots[places[index]] >> 6] = U(0)
     return count
 
 
