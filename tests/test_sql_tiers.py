@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -382,8 +382,8 @@ def test_rows_are_asked_for_where_nobody_computes(changing: Harness) -> None:
 
 
 def test_another_version_of_the_engine_does_not_compute(changing: Harness) -> None:
-    def other(schema: pa.Schema, batches: Iterator[pa.RecordBatch], text: str) -> Any:
-        return answer_partial(schema, batches, json.dumps({**json.loads(text), "engine": "duckdb 1.0"}))
+    def other(schema: pa.Schema, batches: Iterator[pa.RecordBatch], text: str, keys: Sequence[str]) -> Any:
+        return answer_partial(schema, batches, json.dumps({**json.loads(text), "engine": "duckdb 1.0"}), keys)
 
     changing.service.set_partial_handler(other)
     assert not changing.check("select stddev(number) from data")

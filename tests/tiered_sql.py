@@ -71,9 +71,9 @@ class Harness:
         self.closing: list[Any] = []
         self.standing = False
 
-    def answer(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch], text: str) -> Any:
+    def answer(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch], text: str, keys: Sequence[str]) -> Any:
         self.computed += 1
-        return answer_partial(schema, batches, text)
+        return answer_partial(schema, batches, text, keys)
 
     def load(self, table: pa.Table, routing: tuple[str, ...], saved: Any = None) -> None:
         self.close()

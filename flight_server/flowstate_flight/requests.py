@@ -22,7 +22,7 @@ from flowstate_flight.answering import shape
 from flowstate_flight.auth import INTERNAL
 from flowstate_flight.expression import columns_to_read, decode_filter
 from flowstate_flight.keys import key_text
-from flowstate_flight.partial import PartialHandler
+from flowstate_flight.partial import PartialHandler, given_again
 from flowstate_flight.subscribing import told
 from flowstate_flight.ticket import MAX_KEYS, Ticket, freshness_of, name_of, read_json, read_keys
 from flowstate_flight.visible import UNREADABLE, RowFilter, row_filter, seen_by
@@ -201,10 +201,13 @@ class Requests:
             _, batches, answer = partition.scan(ticket.view, wanted, cut, ticket.fresh.once)
             if rows is not None:
                 batches = rows.batches(batches)
-        shaped = shape(batches, schema, condition, ticket.limit)
+        chosen_from = condition is not None or rows is not None or ticket.limit is not None or ticket.keys is not None
+        if partial is None or chosen_from:
+            batches = shape(batches, schema, condition, ticket.limit)
         if partial is not None:
-            schema, shaped = partial(schema, shaped, ticket.partial or "")
-        return answer.attach(schema), shaped
+            again = () if chosen_from else given_again(view, schema)
+            schema, batches = partial(schema, batches, ticket.partial or "", again)
+        return answer.attach(schema), batches
 
     def partial(self, view: str) -> PartialHandler:
         """Who answers questions about the rows of one partition of `view`. Raises InvalidFlow."""

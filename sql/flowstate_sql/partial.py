@@ -11,9 +11,9 @@ import datetime
 import json
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -23,6 +23,7 @@ import pyarrow as pa
 from flowstate.clock import SystemClock
 from flowstate.errors import FlowstateError, InvalidFlow
 from flowstate_sql.kept import Kept
+from flowstate_sql.key_values import Held, KeyValues
 from flowstate_sql.lengths import LONGEST_PARTIAL, LONGEST_VALUES
 from flowstate_sql.limits import Watch
 from flowstate_sql.lockdown import check_nesting
@@ -91,15 +92,19 @@ class PartialQuery:
 
 
 def answer_partial(
-    schema: pa.Schema, batches: Iterator[pa.RecordBatch], text: str
+    schema: pa.Schema, batches: Iterator[pa.RecordBatch], text: str, keys: Sequence[str] = ()
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """A `flowstate_flight.partial.PartialHandler`. What the rows themselves raise is raised as it is."""
     try:
         query = PartialQuery.of_text(text)
         engine = _engine(query.time_zone)
         engine.check(query.sql)
+        rows = batches
+        if keys and not query.values:
+            sql, schema, rows = engine.key_values.taken(query.sql, schema, keys, batches)
+            query = replace(query, sql=sql)
         with engine.readings.of(schema) as reading, _bounded(reading.cursor):
-            found = compute(reading, batches, query)
+            found = compute(reading, rows, query)
     finally:
         close = getattr(batches, "close", None)
         if close is not None:
@@ -170,6 +175,7 @@ class _Engine:
         self._checked = Kept[bool]()
         self._lock = threading.Lock()  # a DuckDB connection refuses a second thread
         self.readings = Readings(self.cursor, ROWS)
+        self.key_values = KeyValues(self.cursor, self.readings, _held, time_zone)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         with self._lock:
@@ -198,6 +204,7 @@ class _Engine:
 
 _clock = SystemClock()
 _watch = Watch(_clock)
+_held = Held()
 _engines: dict[str, _Engine] = {}
 _engines_lock = threading.Lock()
 
