@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import duckdb
 import numpy as np
 import psutil
@@ -34,6 +35,7 @@ from pyarrow import flight
 import flowstate as fs
 from benchmarks.lookup import SCHEMA, generate, measure
 from benchmarks.transfers import check
+from flowstate.api.own_cluster import DASK_SETTINGS
 from flowstate_flight.keys import key_batch
 
 FEW, BATCH = 100, 10_000  # keys of one batched lookup
@@ -212,6 +214,7 @@ def lost_to_sql(bench: Bench, log: Path, backlog: int, keys: int) -> None:
 def consistency(count: int) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
+        dask.config.set(DASK_SETTINGS),
         LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):

@@ -20,10 +20,12 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 logging.getLogger("distributed.worker").addFilter(lambda record: "during heartbeat" not in str(record.msg))
 """
 
-#: What Dask's own machinery should not do to a process that holds state (it would move, sample, pause or kill it; and it
-#: would look 50 times a second whether its event loop stands still).
+#: What Dask's own machinery should not do to a process that holds state (it would move, sample, pause or kill it; it would look 50 times
+#: a second whether its event loop stands still; and a worker that is not there 15 s after it was lost, because its nanny takes longer to
+#: start it again or because it was lost a second time, would be given up for good, nanny and all).
 DASK_SETTINGS: dict[str, Any] = {
     "distributed.admin.tick.interval": "500ms",
+    "distributed.deploy.lost-worker-timeout": "365 days",
     "distributed.scheduler.work-stealing": False,
     "distributed.scheduler.active-memory-manager.start": False,
     "distributed.worker.profile.enabled": False,
