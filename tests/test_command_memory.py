@@ -40,7 +40,7 @@ def ask(client: flight.FlightClient, query: str) -> pa.Table:
 def test_a_query_that_takes_too_much_memory_ends_its_gateway_and_nothing_else(tmp_path: Path) -> None:
     view = fs.from_arrow(ROWS).group_by("key").agg(rows=fs.len()).view("totals")
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
         fs.start(view, snapshots=tmp_path, every="200ms", client=client, partitions=2) as job,
     ):

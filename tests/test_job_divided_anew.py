@@ -25,7 +25,7 @@ def test_a_reader_from_before_asks_no_partition_for_keys_that_it_has_no_longer(
     events = fs.from_arrow(pa.table({"key": KEYS}))
     view = events.group_by("key").agg(rows=fs.len()).view("totals")
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         with fs.start(view, snapshots=tmp_path, client=client, partitions=2, every="200ms") as job:
