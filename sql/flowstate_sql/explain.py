@@ -23,21 +23,22 @@ TIERS = {
 }
 
 
-def admitted(cursor: duckdb.DuckDBPyConnection, query: str) -> tuple[str, How]:
-    """The one SELECT of a query, and what is to be done with it. Raises InvalidFlow, and DuckDB's errors."""
+def admitted(cursor: duckdb.DuckDBPyConnection, query: str) -> tuple[str, duckdb.Statement, How]:
+    """The one SELECT of a query, as text and parsed, and what is to be done with it. Raises InvalidFlow, and DuckDB's errors."""
     statement = _only(cursor, query)
     if statement.type == duckdb.StatementType.SELECT:
-        return query, "run"
+        return query, statement, "run"
     prefix = _PREFIX.match(statement.query)
     if statement.type != duckdb.StatementType.EXPLAIN or prefix is None:
         raise InvalidFlow("views are read only; ask with a SELECT", statement=statement.type.name)
     inner = statement.query[prefix.end() :]
     try:
-        if _only(cursor, inner).type != duckdb.StatementType.SELECT:
+        select = _only(cursor, inner)
+        if select.type != duckdb.StatementType.SELECT:
             raise InvalidFlow("views are read only; explain a SELECT")
     except duckdb.Error:
         raise InvalidFlow("EXPLAIN and EXPLAIN ANALYZE are followed by a SELECT, without options") from None
-    return inner, "analyze" if prefix.group(1) else "explain"
+    return inner, select, "analyze" if prefix.group(1) else "explain"
 
 
 def _only(cursor: duckdb.DuckDBPyConnection, query: str) -> duckdb.Statement:

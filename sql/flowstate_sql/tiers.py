@@ -18,6 +18,7 @@ over its rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Protocol, runtime_checkable
@@ -71,10 +72,11 @@ class Pushed:
 @dataclass(frozen=True)
 class SplitPlan:
     """A query in two. The parts read `columns` of the view, and `schema` is theirs; `filter` is what is pushed down, unless that `depends`
-    on the values of parameters."""
+    on the values of parameters. `merging` is `merge`, parsed."""
 
     partial: str
     merge: str
+    merging: duckdb.Statement
     partial_names: frozenset[str]
     merge_names: frozenset[str]
     schema: pa.Schema
@@ -106,21 +108,34 @@ class Planner:
         """How `query`, over one view, is split; or why it is not."""
         if (reason := self._whole.get(query)) is not None:
             return reason
-        cursor = self.cursor()
-        try:
-            key = (query, info.name, info.schema.remove_metadata(), _types_of(cursor, values))
-            found = self._known.get(key)
-            if found is None:
+        key = (query, info.name, info.schema.remove_metadata(), self._types_of(values))
+        found = self._known.get(key)
+        if found is None:
+            with closing(self.cursor()) as cursor:
                 found = self._planned(cursor, query, info, values)
-                self._known.put(key, found, len(query))
-        finally:
-            cursor.close()
+            self._known.put(key, found, len(query))
         if isinstance(found, SplitPlan) and (many := self._many.get((info.name, found.partial))) is not None:
             many.runs += 1
             if many.runs <= MANY_FOR:
                 return f"it made {many.groups} groups of {many.rows} rows when it was computed in parts last"
             self._many.drop((info.name, found.partial))
         return found
+
+    def _types_of(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What DuckDB takes the values of parameters for, or what tells that as well."""
+        if all(type(each) in (str, bool, int, float, NoneType) for each in values.values()):
+            return tuple(
+                (
+                    name,
+                    type(each),
+                    (each < 0, (each if each >= 0 else ~each).bit_length()) if type(each) is int else None,
+                )
+                for name, each in values.items()
+            )
+        select = "select " + ", ".join(f"${at}" for at in range(1, len(values) + 1))
+        with closing(self.cursor()) as cursor:
+            types = cursor.sql(select, params=list(values.values())).types
+        return tuple(zip(values, map(str, types), strict=True))
 
     def made(self, view: str, partial: str, parts: pa.Table) -> None:
         """Take note of how many groups became of how many rows."""
@@ -156,7 +171,8 @@ class Planner:
             if pushed.filter is not None and info.keys == info.routing_keys and keyed(pushed.filter, info) is not None:
                 raise NotSplit("its condition fixes the keys")
             cursor.register(PARTS, schema.empty_table())
-            merged = cursor.sql(found.merge, params=chosen_values(found.merge_names, values))
+            (merging,) = cursor.extract_statements(found.merge)
+            merged = cursor.sql(merging, params=chosen_values(found.merge_names, values))
             if merged.columns != wanted.columns or merged.types != wanted.types:
                 raise NotSplit("its parts would come to other types")
         except NotSplit as reason:
@@ -168,6 +184,7 @@ class Planner:
         return SplitPlan(
             found.partial,
             found.merge,
+            merging,
             found.partial_names,
             found.merge_names,
             schema,
@@ -316,15 +333,3 @@ def named_values(params: Sequence[Any] | Mapping[str, Any] | None) -> dict[str, 
     if isinstance(params, Mapping):
         return dict(params)
     return {str(at): value for at, value in enumerate(params, 1)}
-
-
-def _types_of(cursor: duckdb.DuckDBPyConnection, values: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What DuckDB takes the values of parameters for, or what tells that as well."""
-    if all(type(each) in (str, bool, int, float, NoneType) for each in values.values()):
-        return tuple(
-            (name, type(each), (each < 0, (each if each >= 0 else ~each).bit_length()) if type(each) is int else None)
-            for name, each in values.items()
-        )
-    names = list(values)
-    found = cursor.sql("select " + ", ".join(f"${at}" for at in range(1, len(names) + 1)), params=list(values.values()))
-    return tuple(zip(names, (str(each) for each in found.types), strict=True))
