@@ -55,7 +55,7 @@ def here() -> Iterator[tuple[FlightService, list[Any], FlightReader]]:
         for each in partitions:
             service.register(each)
         service.set_directory(directory_of("billing", VIEWS, [service.location] * COUNT))
-        with connect(service.location, patience=2.0) as reader:
+        with connect(service.location, patience=4.0) as reader:
             yield service, partitions, reader
 
 

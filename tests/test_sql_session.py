@@ -27,7 +27,7 @@ class Here:
         for each in self.partitions:
             self.service.register(each)
         self.service.set_directory(directory_of("billing", VIEWS, [self.service.location] * COUNT))
-        self.reader: FlightReader = connect(self.service.location, patience=0.5)
+        self.reader: FlightReader = connect(self.service.location, patience=3.0)
         self.session = Session(self.reader)
 
     def asked(self) -> list[tuple[str, tuple[str, ...]]]:
