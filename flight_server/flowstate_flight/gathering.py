@@ -74,7 +74,7 @@ class Reading:
                 directory = self.routing.refresh(directory)
             except FlowstateError:
                 pass  # nobody can tell where they are now; they may be where they were
-            places = {each.partition: each for each in directory.partitions}
+            places = directory.places
             at: dict[str, list[PartitionInfo]] = {}
             for number in self.presence.everyone():
                 place = places.get(number)
@@ -225,23 +225,19 @@ class Gathering(Generic[Part, Share]):
                 todo[number] = share
             else:
                 self._failed.setdefault(number, (now, away.error))
-        places = {each.partition: each for each in directory.partitions} if todo else {}
 
         def one(number: int) -> Part | None:
-            return self._attempt(directory, places.get(number), number, todo[number], deadline)
+            return self._attempt(directory, number, todo[number], deadline)
 
-        if len(todo) == 1:  # the usual lookup: no other thread, 50 us less
-            number = next(iter(todo))
-            outcomes = {number: one(number)}
-        else:
-            outcomes = dict(zip(todo, reading.threads.map(one, todo), strict=True))
-        done.update({number: part for number, part in outcomes.items() if part is not None})
+        # The usual lookup asks in no other thread: 50 us less.
+        parts = reading.threads.map(one, todo) if len(todo) > 1 else map(one, todo)
+        for number, part in zip(todo, parts, strict=True):
+            if part is not None:
+                done[number] = part
 
-    def _attempt(
-        self, directory: Directory, place: PartitionInfo | None, number: int, share: Share, deadline: float
-    ) -> Part | None:
+    def _attempt(self, directory: Directory, number: int, share: Share, deadline: float) -> Part | None:
         """Its part; None if it is worth another try."""
-        reading = self._reading
+        reading, place = self._reading, directory.places.get(number)
         if place is not None and self._cut is not None:
             self._check_cut(place)
         begun = reading.clock.monotonic()

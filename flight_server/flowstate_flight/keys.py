@@ -41,12 +41,12 @@ def key_batch(info: ViewInfo, keys: Any) -> pa.RecordBatch:
     for name in columns:
         if name not in info.keys:
             raise InvalidFlow(f"{_keyed(info)}, not by {name!r}{did_you_mean(name, info.keys)}")
-    names = list(info.keys[: len(columns)])
-    if set(names) != set(columns) or not set(info.routing_keys) <= set(names):
+    names = info.keys[: len(columns)]
+    if not columns.keys() == set(names) >= set(info.routing_keys):
         missing = [name for name in info.keys if name not in columns and (name in info.routing_keys or name in names)]
         raise InvalidFlow(f"{_keyed(info)}; give its leading columns without a gap", missing=missing)
-    schema = pa.schema([pa.field(name, info.schema.field(name).type) for name in names])
-    arrays = [_typed(info, name, columns[name]) for name in names]
+    schema = info.key_schemas[len(names)]
+    arrays = [_typed(info, name, columns[name], kind) for name, kind in zip(names, schema.types, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
     return batch if batch.num_rows <= MANY else _distinct(batch)
 
@@ -99,8 +99,7 @@ def _counts(info: ViewInfo) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def _typed(info: ViewInfo, name: str, values: Any) -> pa.Array:
-    wanted = info.schema.field(name).type
+def _typed(info: ViewInfo, name: str, values: Any, wanted: pa.DataType) -> pa.Array:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     try:

@@ -11,6 +11,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
@@ -32,6 +33,12 @@ class ViewInfo:
     routing_keys: tuple[str, ...] = ()
     window: str | None = None
 
+    @cached_property
+    def key_schemas(self) -> tuple[pa.Schema, ...]:
+        """That of the first n key columns at place n."""
+        fields = [pa.field(name, self.schema.field(name).type) for name in self.keys]
+        return tuple(pa.schema(fields[:count]) for count in range(len(fields) + 1))
+
 
 @dataclass(frozen=True)
 class PartitionInfo:
@@ -52,6 +59,11 @@ class Directory:
     key_groups: int
     views: Mapping[str, ViewInfo] = field(default_factory=dict)
     partitions: tuple[PartitionInfo, ...] = ()
+
+    @cached_property
+    def places(self) -> dict[int, PartitionInfo]:
+        """The partitions by number."""
+        return {each.partition: each for each in self.partitions}
 
     def to_json(self) -> str:
         return json.dumps(
