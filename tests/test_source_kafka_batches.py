@@ -9,6 +9,7 @@ import random
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka_broker import KafkaBroker
@@ -209,6 +211,36 @@ def test_partitions_that_are_assigned_again_and_again_give_what_follows(kafka: K
     consumer.close()
 
 
+@pytest.mark.kafka
+def test_offsets_that_compaction_removed_are_gaps(kafka: KafkaBroker) -> None:
+    cluster = ConfigResource(ConfigResource.Type.BROKER, "1")
+    cluster.add_incremental_config(
+        ConfigEntry("log.cleaner.backoff.ms", "100", incremental_operation=AlterConfigOpType.SET)
+    )
+    kafka.admin.incremental_alter_configs([cluster])[cluster].result(30)
+    settings = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.001", "segment.ms": "1"}
+    kafka.create_topic("compacted", 1, settings)
+    for turn in range(5):
+        for key in range(10):
+            kafka.produce("compacted", [b"%d" % turn, None if key % 3 == 0 else b"%d!" % turn], key=b"%d" % (key % 7))
+    deadline = time.monotonic() + 30
+    while True:
+        slow = read(kafka.bootstrap, "compacted", "one by one", {0: 0}, random.Random(5))
+        if len(slow.messages[0]) < 50:
+            break
+        assert time.monotonic() < deadline, len(slow.messages[0])
+    while True:
+        # The log may shrink between two readings; not for ever.
+        fast = read(kafka.bootstrap, "compacted", "many at once", {0: 0}, random.Random(5))
+        again = read(kafka.bootstrap, "compacted", "one by one", {0: 0}, random.Random(6))
+        if again.messages == slow.messages:
+            break
+        slow = again
+        assert time.monotonic() < deadline
+    assert fast.messages == slow.messages
+    assert fast.ends == slow.ends == {0: 100}
+
+
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False)])
 
 
@@ -307,6 +339,21 @@ def test_the_fast_way_is_taken_by_itself_and_an_unfit_client_is_told_of_once(
 
 
 @pytest.mark.kafka
+def test_readers_in_several_threads_open_read_and_close_at_once(kafka: KafkaBroker, counted: str) -> None:
+    kafka_library._tried.cache_clear()
+
+    def read_it(turn: int) -> list[int]:
+        found, reader = everything(scan(kafka, counted), {0: 2000, 1: 2000}, max_rows=50 + turn)
+        assert isinstance(reader._fetcher, BatchFetcher)
+        reader.close()
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(read_it, range(16)):
+            assert sorted(found) == list(range(4000))
+
+
+@pytest.mark.kafka
 def test_every_message_is_given_back(kafka: KafkaBroker) -> None:
     """20 MB, ten times: who kept them would hold 200."""
     kafka.create_topic("large")
@@ -316,6 +363,29 @@ def test_every_message_is_given_back(kafka: KafkaBroker) -> None:
         assert len(read(kafka.bootstrap, "large", "many at once", {0: 0}, random.Random(4)).messages[0]) == 200
         most.append(resident())
     assert max(most[5:]) - most[1] < 60 << 20, [each >> 20 for each in most]
+
+
+@pytest.mark.kafka
+def test_large_messages_are_taken_a_few_at_once_and_small_ones_many(kafka: KafkaBroker) -> None:
+    kafka.create_topic("sizes")
+    for size in (200_000, 1):
+        kafka.produce("sizes", (bytes(size) for _ in range(100)))
+    consumer = open_consumer("test", kafka.bootstrap, {}, Outages("test"))
+    fetcher = BatchFetcher(consumer, "sizes", "rdkafka")
+    fetcher.begin(0)
+    consumer.incremental_assign([TopicPartition("sizes", 0, 0)])
+    taken: list[int] = []
+    deadline = time.monotonic() + 20
+    fetcher._room = 1
+    while sum(taken) < 200:
+        assert time.monotonic() < deadline
+        if count := sum(len(each) for each in fetcher.fetch(1000, 0.1) if isinstance(each, Messages)):
+            taken.append(count)
+    large = [each for each, before in zip(taken, np.cumsum([0, *taken]), strict=False) if before + each <= 100]
+    assert max(large) * 200_000 <= kafka_batches.AT_ONCE + 200_000
+    assert len(taken) < len(large) + 30
+    fetcher.close()
+    consumer.close()
 
 
 def resident() -> int:

@@ -25,7 +25,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -35,7 +34,17 @@ from flowstate.plan.spec import ScanSpec
 from flowstate.source.base import TOPIC_ID, Rows, Source, SourceReader, SplitInfo
 from flowstate.source.decode import Decoder
 from flowstate.source.kafka_batches import BatchFetcher
-from flowstate.source.kafka_client import Outages, Topic, gone, lost_upto, made_anew, open_consumer, reading_error
+from flowstate.source.kafka_client import (
+    Outages,
+    Topic,
+    check_start,
+    gone,
+    lost_upto,
+    made_anew,
+    open_consumer,
+    reading_error,
+    skips_lost,
+)
 from flowstate.source.kafka_fetch import Fetcher, MessageFetcher, Messages, Surprise, Told, Waiting, joined
 from flowstate.source.kafka_identity import TopicWatch
 from flowstate.source.kafka_library import Unfit
@@ -66,8 +75,8 @@ class KafkaSource(Source):
         self._bootstrap = bootstrap if isinstance(bootstrap, str) else ",".join(bootstrap)
         self._config = config
         self._start = options.get("start", "earliest")
-        _check_start(spec.name, self._start)
-        self.skips_lost = _skips_lost(spec)
+        check_start(spec.name, self._start)
+        self.skips_lost = skips_lost(spec)
         Decoder(spec, self.format)  # Refuses types that the format has no values of.
         self._starts: dict[int, int] | None = None
 
@@ -106,28 +115,6 @@ class KafkaSource(Source):
 
     def watch(self, clock: Clock) -> TopicWatch:
         return TopicWatch(self._bootstrap, self._config, self.topic, clock)
-
-
-def _skips_lost(spec: ScanSpec) -> bool:
-    chosen = spec.options.get("lost", "refuse")
-    if chosen not in ("refuse", "skip"):
-        message = "lost is 'refuse' (offsets that retention deleted are an error), or 'skip' (they are a dead letter)"
-        raise InvalidFlow(message, source=spec.name, lost=chosen)
-    return bool(chosen == "skip")
-
-
-def _check_start(source: str, start: object) -> None:
-    if isinstance(start, datetime):
-        if start.tzinfo is None:
-            raise InvalidFlow("start has no time zone; pass an aware datetime", source=source, start=str(start))
-    elif isinstance(start, Mapping):
-        for partition, offset in start.items():
-            if not isinstance(partition, int) or not isinstance(offset, int) or offset < 0:
-                raise InvalidFlow("start maps partition numbers to offsets", source=source, start=dict(start))
-    elif start not in ("earliest", "latest"):
-        raise InvalidFlow(
-            "start is 'earliest', 'latest', a datetime, or a dict {partition: offset}", source=source, start=start
-        )
 
 
 class _Split:

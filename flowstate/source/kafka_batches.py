@@ -33,8 +33,10 @@ from flowstate.source.kafka_fetch import Fetcher, Messages, Surprise, Told, arri
 from flowstate.source.kafka_library import LAYOUT, Library, handle, library
 from flowstate.source.kernels import messages as kernel
 
-#: Of a block: longer payloads are none that a broker would take.
+#: Longer payloads are none that a broker would take.
 MAX_PAYLOAD = 1 << 31
+#: About so many bytes are taken at once: larger buffers are given to the system and had from it again, which takes more than to fill them.
+AT_ONCE = 1 << 21
 AGAIN = 64
 
 
@@ -50,6 +52,7 @@ class BatchFetcher(Fetcher):
         self._release = weakref.finalize(self, _release, self._queues, consumer, os.getpid())
         self._release.atexit = False
         self._fetches = 0
+        self._room = AT_ONCE >> 10  # messages that make `AT_ONCE` bytes, by those that came last
         self._addresses = np.zeros(0, np.uint64)
         self._kind = np.zeros(1, np.int32)  # where the client tells what kind of time it gives
 
@@ -80,6 +83,7 @@ class BatchFetcher(Fetcher):
         return told
 
     def _take(self, most: int, timeout: float) -> list[Messages | Told]:
+        most = min(most, self._room)
         if len(self._addresses) < most:
             self._addresses = np.zeros(most, np.uint64)
         count = self._library.consume_batch_queue(
@@ -89,7 +93,10 @@ class BatchFetcher(Fetcher):
             return []
         messages = self._addresses[:count]
         try:
-            return list(self._read(messages))
+            taken = list(self._read(messages))
+            size = sum(len(each.buffer) for each in taken if isinstance(each, Messages))
+            self._room = AT_ONCE * count // (size + 1) + 1
+            return taken
         finally:
             kernel.give_back(messages, np.uint64(self._library.destroy_message))
 

@@ -1,4 +1,4 @@
-"""The consumer, the topic, and what librdkafka's errors mean to a user."""
+"""The user's options, the consumer, the topic, and what librdkafka's errors mean to a user."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from flowstate.clock import Clock, SystemClock
 from flowstate.errors import CorruptData, FlowstateError, InvalidFlow, Unavailable, did_you_mean
+from flowstate.plan.spec import ScanSpec
 from flowstate.source.kafka_identity import topic_id
 
 REACH_SECONDS = 8.0
@@ -66,6 +67,28 @@ class Outages:
             raise Unavailable("the broker gives no end offset; try again", source=self._source, topic=topic)
         self.errors.clear()
         return int(answer[1])
+
+
+def skips_lost(spec: ScanSpec) -> bool:
+    chosen = spec.options.get("lost", "refuse")
+    if chosen not in ("refuse", "skip"):
+        message = "lost is 'refuse' (offsets that retention deleted are an error), or 'skip' (they are a dead letter)"
+        raise InvalidFlow(message, source=spec.name, lost=chosen)
+    return bool(chosen == "skip")
+
+
+def check_start(source: str, start: object) -> None:
+    if isinstance(start, datetime):
+        if start.tzinfo is None:
+            raise InvalidFlow("start has no time zone; pass an aware datetime", source=source, start=str(start))
+    elif isinstance(start, Mapping):
+        for partition, offset in start.items():
+            if not isinstance(partition, int) or not isinstance(offset, int) or offset < 0:
+                raise InvalidFlow("start maps partition numbers to offsets", source=source, start=dict(start))
+    elif start not in ("earliest", "latest"):
+        raise InvalidFlow(
+            "start is 'earliest', 'latest', a datetime, or a dict {partition: offset}", source=source, start=start
+        )
 
 
 def open_consumer(source: str, bootstrap: str, config: Mapping[str, Any], outages: Outages) -> Consumer:

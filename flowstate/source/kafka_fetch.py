@@ -126,23 +126,24 @@ class MessageFetcher(Fetcher):
 def arrived(messages: Sequence[Message]) -> list[Messages | Told]:
     given: list[Messages | Told] = []
     run: list[Message] = []
+    of: int | None = None  # the run's partition
     for message in messages:
-        error = message.error()
-        if run and (error is not None or message.partition() != run[-1].partition()):
-            given.append(_block(run))
+        error, partition = message.error(), message.partition()
+        if run and (error is not None or partition != of):
+            given.append(_block(run, of))
             run = []
         if error is None:
             run.append(message)
+            of = partition
         else:
-            given.append(Told(message.partition(), message.offset(), error))
+            given.append(Told(partition, message.offset(), error))
     if run:
-        given.append(_block(run))
+        given.append(_block(run, of))
     return given
 
 
-def _block(messages: Sequence[Message]) -> Messages:
-    partition = messages[0].partition()
-    assert partition is not None
+def _block(messages: Sequence[Message], partition: int | None) -> Messages:
+    assert partition is not None  # Of a fetched message.
     values = [each.value() for each in messages]
     present = np.array([each is not None for each in values], np.bool_)
     starts, ends = places(np.array([0 if each is None else len(each) for each in values], np.int64), present)
