@@ -131,19 +131,19 @@ class Library:
 def library() -> Library:
     """The library after its trial. Raises `Unfit`."""
     found = _tried()
-    if isinstance(found, Unfit):
-        raise found
+    if isinstance(found, str):
+        raise Unfit(found)
     return found
 
 
 @lru_cache(maxsize=1)
-def _tried() -> Library | Unfit:
+def _tried() -> Library | str:
     try:
         return _trial()
     except Unfit as reason:
-        return reason
+        return str(reason)
     except (OSError, ValueError, ctypes.ArgumentError) as error:
-        return Unfit(f"its library cannot be called ({error})")
+        return f"its library cannot be called ({error})"
 
 
 def _trial() -> Library:
