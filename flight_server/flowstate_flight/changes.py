@@ -203,6 +203,7 @@ class _Follower:
                 for change in self._open():
                     told = True
                     self._put(change)
+                    self._await_room()  # before the next one is fetched: who does not read holds one, and no more
                 raise Unavailable("a worker ended its stream of changes", retry_after=0.2, partition=self._number)
             except (Moved, Unavailable, Fenced) as error:
                 now = reading.clock.monotonic()
@@ -230,7 +231,7 @@ class _Follower:
             directory.job, self._view, self._number, self._columns, self._filter, None, None, epoch=place.epoch,
             changes=True, resume=self._resume,
         )  # fmt: skip
-        stream = self._stream = reading.pool.open(place.location, ticket.to_bytes(), reading.timeout)
+        stream = self._stream = reading.pool.open(place.location, ticket.to_bytes(), reading.timeout, steady=True)
         try:
             stream.patience = reading.timeout
             for rows, metadata in stream.messages():
@@ -244,12 +245,16 @@ class _Follower:
 
     def _put(self, item: Any) -> None:
         """Hand over, when there is room."""
+        self._await_room()
         with self._changed:
-            while self.item is not None and not self._ended.is_set():
-                self._changed.wait(0.5)
             if not self._ended.is_set():
                 self.item = item
                 self._changed.notify_all()
+
+    def _await_room(self) -> None:
+        with self._changed:
+            while self.item is not None and not self._ended.is_set():
+                self._changed.wait(0.5)
 
     def _look(self) -> None:
         try:

@@ -31,6 +31,9 @@ IDLE_EXCHANGES = 4
 LONGEST_STREAM = 3600.0
 #: gRPC's own waits between attempts to connect grow to two minutes, and one attempt takes up to 20 s: too long for a worker that is back.
 CONNECTING = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.min_reconnect_backoff_ms", 5000)]
+#: gRPC lets a stream run ahead of who reads it by as much as the network takes, 20 MB on one machine. What is read to its end gains by
+#: that; what stays open holds it for as long as nobody reads.
+STEADY = [("grpc.http2.bdp_probe", 0)]
 
 _forked_after_use = False
 _used = False
@@ -52,12 +55,12 @@ class Pool:
         """`options` are those of `Credentials`. A login that is refused is tried once more, since a service that was started anew takes
         the token of none before."""
         global _used
-        options["generic_options"] = [*CONNECTING, *options.get("generic_options", ())]
+        self._connecting = options["generic_options"] = [*CONNECTING, *options.get("generic_options", ())]
         self._credentials = Credentials(**options, clock=clock)
         self._clock = clock
         self._watchdog = Watchdog(clock)
         self._lock = threading.Lock()
-        self._clients: dict[str, flight.FlightClient] = {}
+        self._clients: dict[tuple[str, bool], flight.FlightClient] = {}
         self._idle: dict[tuple[str, str, str, tuple[str, ...]], list[ExchangeCall]] = {}
         self._process = os.getpid()
         self._closed = False
@@ -68,12 +71,14 @@ class Pool:
         self._at_exit = lambda: (close := closing()) and close()
         atexit.register(self._at_exit)
 
-    def client(self, location: str) -> flight.FlightClient:
+    def client(self, location: str, *, steady: bool = False) -> flight.FlightClient:
+        """`steady`: for streams that do not run ahead of who reads them."""
         self._check()
         with self._lock:
-            if location not in self._clients:
-                self._clients[location] = self._credentials.connect(location)
-            return self._clients[location]
+            if (location, steady) not in self._clients:
+                options = [*self._connecting, *STEADY] if steady else self._connecting
+                self._clients[location, steady] = self._credentials.connect(location, generic_options=options)
+            return self._clients[location, steady]
 
     def lookup(
         self,
@@ -172,13 +177,14 @@ class Pool:
                 if not keep:
                     call.close()
 
-    def open(self, location: str, ticket: bytes, patience: float) -> Stream:
-        """A stream by do_get. Each wait for the server ends after `patience` seconds, or what the stream's `patience` is set to.
+    def open(self, location: str, ticket: bytes, patience: float, *, steady: bool = False) -> Stream:
+        """A stream by do_get; `steady` as in `client`. Each wait for the server ends after `patience` seconds, or what the stream's
+        `patience` is set to.
 
         do_get itself returns only when the server has sent its first message, and a deadline given to it would hold for the
         whole stream, however slowly that is read. So it waits in a thread of its own, which is left behind if need be.
         """
-        client = self.client(location)
+        client = self.client(location, steady=steady)
         outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
         given_up = threading.Event()
 
@@ -222,7 +228,8 @@ class Pool:
         with self._lock:
             gone = [call for place in list(self._idle) if place[0] == location for call in self._idle.pop(place)]
             if connection:
-                self._clients.pop(location, None)
+                for steady in (False, True):
+                    self._clients.pop((location, steady), None)
         for call in gone:
             call.cancel()
             call.close()

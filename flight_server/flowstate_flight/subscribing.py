@@ -28,6 +28,8 @@ from flowstate_flight.visible import UNREADABLE, RowFilter
 
 #: Seconds after which a subscriber is told the position when nothing changes: by that a service notices that he has gone.
 HEARTBEAT = 0.5
+#: Bytes of a message, about: whoever does not read holds one or two of them.
+MESSAGE_BYTES = 1 << 18
 _ROW = "__row"
 
 Message = tuple[pa.RecordBatch, bytes]
@@ -85,7 +87,8 @@ def told(
                 for each in subscription.round(HEARTBEAT):
                     if tag is not None and each.resume is not None:
                         each = replace(each, resume={**each.resume, "filter": tag})
-                    yield write_change(each)
+                    for piece in pieces(each):
+                        yield write_change(piece)
         except InvalidFlow as error:
             if rows is not None and "key" in error.facts:
                 raise InvalidFlow(UNREADABLE) from None  # it names the row, which may be another's
@@ -109,6 +112,16 @@ def going_on(messages: Iterator[Any], still: Callable[[], object]) -> Iterator[A
     for each in messages:
         still()
         yield each
+
+
+def pieces(change: Change) -> Iterator[Change]:
+    """`change` in several, each of about `MESSAGE_BYTES`; as it is where it says how to go on after it, which a part of it cannot."""
+    if change.resume is not None or change.rows.nbytes <= MESSAGE_BYTES:
+        yield change
+        return
+    rows = max(1, change.rows.num_rows * MESSAGE_BYTES // change.rows.nbytes)
+    for begin in range(0, change.rows.num_rows, rows):
+        yield replace(change, rows=change.rows.slice(begin, rows))
 
 
 def write_change(change: Change) -> Message:

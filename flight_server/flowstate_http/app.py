@@ -21,6 +21,7 @@ import functools
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -48,6 +49,7 @@ from flowstate_http.encryption import SHOWN
 
 #: Requests that are worked on at once, and streams of changes that are open; more of the first wait, more of the second are refused.
 AT_ONCE, MOST_STREAMS = 16, 64
+WRITERS = 2  # threads that make texts of changes, for all streams
 #: Seconds after which a credential is looked at again in a stream.
 AGAIN = 5.0
 SQL_TIMEOUT = 300.0
@@ -69,7 +71,12 @@ class App:
         self.reader, self.run_sql, self.access, self.clock, self.hosts = reader, run_sql, access, clock, hosts
         self.closing = threading.Event()
         self.streams = 0
+        self._writing = ThreadPoolExecutor(WRITERS, "flowstate-http-changes")
         self._limits: tuple[anyio.CapacityLimiter, anyio.CapacityLimiter] | None = None
+
+    def close(self) -> None:
+        """When nothing is served any more."""
+        self._writing.shutdown(wait=False)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -207,7 +214,7 @@ class App:
                 if call() is not who:
                     raise Refused(401, "not let in any more")
 
-        found = events.events(changes, list(info.keys), gone, still, self.clock)
+        found = events.events(changes, list(info.keys), gone, still, self.clock, self._writing)
         return Reply(found, events.KIND, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
 
     async def _sql(

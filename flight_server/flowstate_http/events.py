@@ -11,7 +11,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from typing import Any
+
+import pyarrow as pa
 
 from flowstate.clock import Clock
 from flowstate.errors import FlowstateError
@@ -23,12 +26,19 @@ KIND = "text/event-stream"
 RETRY = 1000  # milliseconds after which a client connects again
 POSITION_EVERY = 1.0  # seconds between two positions at which nothing is new
 COMMENT_EVERY = 5.0
+PIECE_BYTES = 1 << 17  # of rows, about, that become text at once: a client that does not read holds two such texts
 
 
 def events(
-    changes: Changes, keys: list[str], gone: threading.Event, still: Callable[[], object], clock: Clock
+    changes: Changes,
+    keys: list[str],
+    gone: threading.Event,
+    still: Callable[[], object],
+    clock: Clock,
+    writing: Executor,
 ) -> Iterator[bytes]:
-    """The stream, until `gone`, or until `still` raises."""
+    """The stream, until `gone`, or until `still` raises. Rows become text in the few threads of `writing`: each stream waits in a thread of
+    its own, and Arrow keeps memory for each thread that has ever computed anything."""
     with changes:
         yield f"retry: {RETRY}\n\n".encode()
         news, said = True, clock.monotonic()
@@ -45,25 +55,36 @@ def events(
                 if change.kind == "position" and not news and now - said < POSITION_EVERY:
                     continue
                 news, said = change.kind != "position", now
-                yield event(change, keys)
+                yield from event(change, keys, writing)
         except FlowstateError as error:
             yield _event("failed", json.dumps(error_data(error)[1]))
 
 
-def event(change: Change, keys: list[str]) -> bytes:
+def event(change: Change, keys: list[str], writing: Executor) -> Iterator[bytes]:
+    """The text of an event, in pieces."""
     identity = change.resume if isinstance(change.resume, str) else ""
     if change.kind == "position":
         assert change.answer is not None
-        return _event("position", json.dumps({"answer": told(change.answer)}), identity)
+        yield _event("position", json.dumps({"answer": told(change.answer)}), identity)
+        return
     data: dict[str, Any] = {"partition": change.partition}
     if change.missed:
         data["missed"] = change.missed
-    text = json.dumps(data)
-    if change.kind == "rows":
-        text = f'{text[:-1]}, "rows": [{b",".join(row_texts(change.rows)).decode()}]}}'
-    elif change.kind == "removed":
-        text = f'{text[:-1]}, "keys": [{b",".join(row_texts(change.rows.select(keys))).decode()}]}}'
-    return _event(change.kind, text, identity)
+    text = _event(change.kind, json.dumps(data), identity)
+    if change.kind not in ("rows", "removed"):
+        yield text
+        return
+    name, rows = ("rows", change.rows) if change.kind == "rows" else ("keys", change.rows.select(keys))
+    head = text.removesuffix(b"}\n\n") + f', "{name}": ['.encode()
+    count = max(1, rows.num_rows * PIECE_BYTES // max(1, rows.nbytes))
+    for begin in range(0, rows.num_rows, count) or (0,):
+        end = b"]}\n\n" if begin + count >= rows.num_rows else b""
+        yield head + writing.submit(_texts, rows.slice(begin, count)).result() + end
+        head = b","
+
+
+def _texts(rows: pa.RecordBatch) -> bytes:
+    return b",".join(row_texts(rows))
 
 
 def _event(kind: str, text: str, identity: str | None = None) -> bytes:

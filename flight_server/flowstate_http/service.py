@@ -92,6 +92,7 @@ class HttpService:
         self.app.closing.set()
         self._server.should_exit = True
         self._thread.join(GRACE + 5.0)
+        self.app.close()
         self._socket.close()
 
     def __enter__(self) -> Self:
