@@ -11,7 +11,7 @@ is limited by what is in our queue, of all partitions together, as it is with th
 A partition that is assigned again: the end of the assignment before is carried out some time later, and cuts the queue off as it does so.
 What is fetched then waits in the partition's queue. So a partition is forwarded once more by every `fetch` until its first message is
 here; forwarding moves what waits there to ours, in its order. Should that message have been of the old assignment after all, all
-partitions are forwarded when nothing comes, and every `AGAIN` times.
+partitions are forwarded every `AGAIN` times.
 
 Lifetimes: addresses of messages never leave `_take`. They are given back before it returns, whatever happens. Queues are released before
 the consumer is closed, also when nobody closes this (`weakref.finalize`, which keeps the consumer until then). A process that ends, or
@@ -68,11 +68,9 @@ class BatchFetcher(Fetcher):
         self._fetches += 1
         taken = self._take(most, 0.0)
         if not taken and not given and timeout > 0:
-            self._queues.forward(every=True)
             taken = self._take(1, timeout)
             if taken and most > 1:
                 taken += self._take(most - 1, 0.0)
-            given = self._others()
         return [*given, *taken]
 
     def _others(self) -> list[Messages | Told]:
