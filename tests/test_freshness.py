@@ -26,7 +26,7 @@ from flowstate.runtime.awaited import MOST, Awaited
 from flowstate.view.answer import Answer
 from flowstate.view.freshness import LATEST, MAX_SPLITS, Freshness, behind, checked, missing, refined
 from flowstate_flight import FlightReader, FlightService
-from flowstate_flight.client import _among
+from flowstate_flight.lookups import among
 from flowstate_flight.requests import Requests
 from flowstate_flight.ticket import Ticket, freshness_of
 
@@ -410,9 +410,9 @@ def test_keys_of_several_columns_are_found_among_rows() -> None:
     table = table.append_column("number", pa.array(range(len(rows))))
     keys = [0, 3, 5, 8, 17]
     batch = table.take(pa.array(keys)).drop_columns("number").combine_chunks().to_batches()[0]
-    assert _among(table, batch)["number"].to_pylist() == keys
-    assert _among(table, batch.select(["b"]))["number"].to_pylist() == list(range(len(rows)))
-    assert _among(table, batch.slice(0, 1).select(["a", "b"]))["number"].to_pylist() == [0, 1]
+    assert among(table, batch)["number"].to_pylist() == keys
+    assert among(table, batch.select(["b"]))["number"].to_pylist() == list(range(len(rows)))
+    assert among(table, batch.slice(0, 1).select(["a", "b"]))["number"].to_pylist() == [0, 1]
 
 
 def test_a_cut_of_incarnations_that_the_reader_does_not_know_yet_is_read() -> None:

@@ -29,7 +29,7 @@ from flowstate_flight.exchange_call import waiting
 from flowstate_flight.expression import DecodedFilter
 from flowstate_flight.gathering import Gathering, Reading
 from flowstate_flight.keys import key_batch, owners
-from flowstate_flight.lookups import Lookup
+from flowstate_flight.lookups import Lookup, among, equals_any
 from flowstate_flight.opening import Opened, check_age, left_of, nothing, open_part
 from flowstate_flight.partial import Partial
 from flowstate_flight.pool import Pool
@@ -144,9 +144,9 @@ class FlightReader:
         if fresh.cut is not None:
             chosen = list(owners(self.directory(), info, batch))
             if batch.num_rows <= FEW_KEYS:
-                return self.scan(view, columns, _equals_any(batch), partitions=chosen, fresh=fresh)
+                return self.scan(view, columns, equals_any(batch), partitions=chosen, fresh=fresh)
             names = [*schema.names, *(name for name in batch.schema.names if name not in schema.names)]
-            return _among(self.scan(view, names, partitions=chosen, fresh=fresh), batch).select(schema.names)
+            return among(self.scan(view, names, partitions=chosen, fresh=fresh), batch).select(schema.names)
         if batch.num_rows == 0:
             return schema.remove_metadata().empty_table()
         rows = Lookup(self._reading, info, batch, fresh).rows()
@@ -400,30 +400,3 @@ def _indexed(info: ViewInfo, keys: pa.RecordBatch) -> bool:
     names = list(info.routing_keys)
     plain = names == list(info.keys[: len(names)]) and keys.schema.names == names
     return plain and all(each.null_count == 0 and not pa.types.is_floating(each.type) for each in keys.columns)
-
-
-def _among(table: pa.Table, keys: pa.RecordBatch) -> pa.Table:
-    """The rows of `table` whose key columns equal a row of `keys`, null equal to null."""
-    found = pa.chunked_array([pa.repeat(pa.scalar(0, pa.int64()), table.num_rows)])
-    wanted = pa.repeat(pa.scalar(0, pa.int64()), keys.num_rows)
-    for name in keys.schema.names:  # number the values of each column, then the pairs of that and what was before
-        values = keys.column(name).unique()
-        pairs = [
-            pc.add(pc.multiply(before, len(values)), pc.cast(pc.index_in(column, value_set=values), pa.int64()))
-            for before, column in ((found, table.column(name)), (wanted, keys.column(name)))
-        ]
-        known = pairs[1].unique()
-        found, wanted = (pc.cast(pc.index_in(each, value_set=known, skip_nulls=True), pa.int64()) for each in pairs)
-    return table.filter(pc.is_valid(found))
-
-
-def _equals_any(keys: pa.RecordBatch) -> pc.Expression:
-    """True for rows whose key columns equal a row of `keys`, null equal to null."""
-    condition = pc.scalar(False)
-    for row in range(keys.num_rows):
-        whole = pc.scalar(True)
-        for name in keys.schema.names:
-            value = keys.column(name)[row]
-            whole = whole & (pc.field(name) == value if value.is_valid else pc.field(name).is_null())
-        condition = condition | whole
-    return condition

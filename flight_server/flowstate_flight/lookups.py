@@ -6,6 +6,7 @@ What an answer says of itself stays the JSON that came: it is read when several 
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flowstate.errors import InternalError
 from flowstate.view.answer import METADATA_KEY, Answer
@@ -101,3 +102,30 @@ def _one_batch(opened: Opened) -> Found:
     table = pa.Table.from_batches(batches, schema.remove_metadata()).combine_chunks()
     rows = table.to_batches()
     return (rows[0] if rows else pa.RecordBatch.from_pylist([], schema.remove_metadata())), told
+
+
+def among(table: pa.Table, keys: pa.RecordBatch) -> pa.Table:
+    """The rows of `table` whose key columns equal a row of `keys`, null equal to null."""
+    found = pa.chunked_array([pa.repeat(pa.scalar(0, pa.int64()), table.num_rows)])
+    wanted = pa.repeat(pa.scalar(0, pa.int64()), keys.num_rows)
+    for name in keys.schema.names:  # number the values of each column, then the pairs of that and what was before
+        values = keys.column(name).unique()
+        pairs = [
+            pc.add(pc.multiply(before, len(values)), pc.cast(pc.index_in(column, value_set=values), pa.int64()))
+            for before, column in ((found, table.column(name)), (wanted, keys.column(name)))
+        ]
+        known = pairs[1].unique()
+        found, wanted = (pc.cast(pc.index_in(each, value_set=known, skip_nulls=True), pa.int64()) for each in pairs)
+    return table.filter(pc.is_valid(found))
+
+
+def equals_any(keys: pa.RecordBatch) -> pc.Expression:
+    """True for rows whose key columns equal a row of `keys`, null equal to null."""
+    condition = pc.scalar(False)
+    for row in range(keys.num_rows):
+        whole = pc.scalar(True)
+        for name in keys.schema.names:
+            value = keys.column(name)[row]
+            whole = whole & (pc.field(name) == value if value.is_valid else pc.field(name).is_null())
+        condition = condition | whole
+    return condition
