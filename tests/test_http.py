@@ -272,7 +272,7 @@ def test_changes_come_as_events_and_go_on_where_they_ended() -> None:
 
 def test_rights_hold_on_every_path(guarded: HttpService, job: HandJob) -> None:
     assert refused(guarded, "/views")[0] == 401
-    assert ask(guarded, "/views")[1]["www-authenticate"] == "Bearer"
+    assert ask(guarded, "/views")[1]["www-authenticate"] == 'Basic realm="flowstate", charset="UTF-8", Bearer'
     assert refused(guarded, "/views", token="fst_wrong")[0] == 401
     assert len(found(guarded, "/views", token=ALL[0])["views"]) > 1
     assert [each["name"] for each in found(guarded, "/views", token=ANNA[0])["views"]] == ["totals"]

@@ -181,7 +181,7 @@ def error_data(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str
     if isinstance(error, Refused):
         kind = "NotFound" if error.status == 404 else "Refused"
         data = {**describe(InvalidFlow(error.message, **error.facts)), "kind": kind}
-        return error.status, {"error": data}, {"www-authenticate": "Bearer"} if error.status == 401 else {}
+        return error.status, {"error": data}, {}
     data = describe(error)
     if isinstance(error, RefusedUpstream):
         return 502, {"error": data}, {}

@@ -9,7 +9,7 @@
 
 Rows are JSON, or an Arrow IPC stream if the header ``Accept`` names it. Freshness is said by ``max_age``, ``at_least`` (JSON),
 ``wait``, ``consistent=true`` and ``snapshot`` (`flowstate.view.freshness`). Where an access is given, a bearer token says who asks,
-or else the client certificate of a connection with mutual TLS.
+or a user and a password, or else the client certificate of a connection with mutual TLS (`callers`).
 
 Errors are ``{"error": {"kind", "message", "facts"}}``: 400 for what has to be mended, 401 without a credential, 403 without the right to an
 action, 404 for a view or key that is not there (or not there for who asks), 503 with ``Retry-After`` for what will be there again.
@@ -36,7 +36,7 @@ from flowstate.view.answer import Answer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import LATEST
-from flowstate.view.rights import ANYBODY, Access, Principal
+from flowstate.view.rights import Principal
 from flowstate.view.sql import RunSql
 from flowstate_flight.client import FlightReader
 from flowstate_flight.fault import describe
@@ -45,7 +45,7 @@ from flowstate_flight.restricted import RestrictedReader
 from flowstate_http import events
 from flowstate_http.answering import ARROW, JSON, Reply, error_data, headers, rows_arrow, rows_json, told, view_data
 from flowstate_http.asking import FRESH, MAX_BODY, Query, Refused, key_of, segments, statement
-from flowstate_http.encryption import SHOWN
+from flowstate_http.callers import Callers
 
 #: Requests that are worked on at once, and streams of changes that are open; more of the first wait, more of the second are refused.
 AT_ONCE, MOST_STREAMS = 16, 64
@@ -62,13 +62,13 @@ class App:
         self,
         reader: FlightReader,
         run_sql: RunSql | None,
-        access: Access | None,
+        callers: Callers,
         clock: Clock,
         hosts: frozenset[str] | None = None,
     ) -> None:
         """`hosts` are the names by which it may be asked (None: any). Where nobody has to show anything, this keeps a page of somebody
         else, of which a browser believes that it comes from this machine, from reading what is here."""
-        self.reader, self.run_sql, self.access, self.clock, self.hosts = reader, run_sql, access, clock, hosts
+        self.reader, self.run_sql, self.callers, self.clock, self.hosts = reader, run_sql, callers, clock, hosts
         self.closing = threading.Event()
         self.streams = 0
         self._writing = ThreadPoolExecutor(WRITERS, "flowstate-http-changes")
@@ -95,12 +95,14 @@ class App:
             return await self._begin(request, work, gone)
         except Exception as error:
             status, data, more = error_data(error)
+            if status == 401:
+                more["www-authenticate"] = self.callers.challenge
             return Response(json.dumps(data), status, more, JSON)
 
     async def _work(self, request: Request, gone: threading.Event) -> Callable[[], Reply]:
         """What is to be done for a request, in a thread."""
         self._check_host(request)
-        call = self._caller(request)
+        call = await self.callers.caller(request)
         who = call()
         parts = segments(request.scope.get("raw_path") or request.scope["path"].encode())
         arrow = ARROW in request.headers.get("accept", "")
@@ -130,27 +132,6 @@ class App:
             name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
             if name.lower() not in self.hosts:
                 raise Refused(403, "this service is asked by the name of this machine alone", host=host[:100])
-
-    def _caller(self, request: Request) -> Callable[[], Principal]:
-        """Who asks, to be asked again. Raises Refused."""
-        access = self.access
-        if access is None:
-            return lambda: ANYBODY
-        shown = request.headers.getlist("authorization")
-        kind, _, token = (shown[0] if len(shown) == 1 else "").partition(" ")
-        certificate = None if shown else request.scope.get("state", {}).get(SHOWN)
-
-        def look() -> Principal:
-            principal = None
-            if certificate is not None:
-                principal = access.of_certificate(certificate)
-            elif kind.lower() == "bearer" and token.strip():
-                principal = access.of_token(token.strip())
-            if principal is None:
-                raise Refused(401, "not let in: show a bearer token, or connect with a client certificate")
-            return principal
-
-        return look
 
     # what is asked, in threads
 
@@ -209,7 +190,7 @@ class App:
             nonlocal looked
             if self.closing.is_set():
                 raise Unavailable("this service is stopping", retry_after=1.0)
-            if self.access is not None and self.clock.monotonic() - looked > AGAIN:
+            if self.callers.access is not None and self.clock.monotonic() - looked > AGAIN:
                 looked = self.clock.monotonic()
                 if call() is not who:
                     raise Refused(401, "not let in any more")

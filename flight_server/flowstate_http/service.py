@@ -17,6 +17,7 @@ from flowstate.view.tls import Tls
 from flowstate_flight.auth import Admits, is_loopback, location_of
 from flowstate_flight.client import FlightReader
 from flowstate_http.app import App
+from flowstate_http.callers import Callers
 from flowstate_http.encryption import Connection, context_of
 
 CONNECTIONS = 512
@@ -43,8 +44,8 @@ class HttpService:
         clock: Clock | None = None,
     ) -> None:
         """Without an `access` everybody who reaches the port may read everything, so that is refused for any but a loopback address, unless
-        it is said: ``access="none"``. A bearer token says who asks; or, if `tls` has `clients`, the certificate of the connection, where
-        no token is shown. `advertise` is the name that others reach this machine by.
+        it is said: ``access="none"``. A bearer token says who asks, or a user and a password; or, if `tls` has `clients`, a token or
+        the certificate of the connection. `advertise` is the name that others reach this machine by.
 
         Raises InvalidFlow, and Unavailable if the port is taken."""
         if isinstance(access, str) and access != "none":
@@ -62,7 +63,8 @@ class HttpService:
         known = {host.lower(), (advertise or host).lower()}
         names = frozenset({"localhost", "127.0.0.1", "[::1]", *known, *(f"[{each}]" for each in known)})
         guarding = None if access is None or isinstance(access, str) else access
-        self.app = App(reader, run_sql, guarding, clock or SystemClock(), names if access is None else None)
+        callers = Callers(guarding, passwords=tls is None or tls.clients is None)
+        self.app = App(reader, run_sql, callers, clock or SystemClock(), names if access is None else None)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self.app,
