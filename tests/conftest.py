@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import go_reader
 import jdbc_client
 import pytest
+from hypothesis import HealthCheck, settings
 from kafka_broker import KafkaBroker, jars
 from xdist.scheduler import LoadScopeScheduling
 
@@ -37,6 +38,10 @@ FETCHED: dict[str, Callable[[], object]] = {
     "jdbc": jdbc_client.fetch,
 }
 
+# How long an example takes says more about the machine than about us. (Where CI is set, Hypothesis's own profile says the same.)
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if not os.environ.get("CI"):
+    settings.load_profile("any machine")
 
 #: Tests of real processes: they wait for most of their time, and measure some of it, so they run one after the other in one process of the
 #: two that `make test` starts, while the other computes.
