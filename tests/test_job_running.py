@@ -105,6 +105,19 @@ def test_finite_input_ends_by_itself(client: Client, tmp_path: Path) -> None:
     assert job.status()["state"] == "stopped"
 
 
+def test_a_job_that_came_to_its_end_is_saved_as_a_whole_at_once(client: Client, tmp_path: Path) -> None:
+    """So that another number of partitions can go on from it, although nobody stopped it in order."""
+    path = tmp_path / "log.jsonl"
+    given = rows(300, seed=2)
+    append(path, given)
+    view = monthly(fs.scan_files(path, schema=SCHEMA, event_time="at", lateness="12h"))
+    with fs.start(view, snapshots=tmp_path / "snapshots", client=client, partitions=2, every="1h") as job:
+        until(lambda: job.status()["saved_cut"].get("number"), says=job.status)
+        assert job.status()["state"] == "finished"
+        with fs.open_snapshot(tmp_path / "snapshots", at=job.status()["saved_cut"]["number"]) as saved:
+            assert answered(saved.to_table("monthly")) == expected(given)
+
+
 def test_snapshots_are_consistent_and_repeatable(client: Client, tmp_path: Path) -> None:
     """Every event is in both views, so at one position their sums are equal; live answers of two moments need not be."""
     path = tmp_path / "log.jsonl"

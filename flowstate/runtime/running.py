@@ -41,6 +41,7 @@ from flowstate.view.directory import Directory, PartitionInfo
 
 TICK = 0.1
 BEACON = 0.25  # seconds between two announcements of where the job is
+LAST = 1.0  # seconds between two attempts at a cut of everything, once the input has come to its end
 FENCE = 2.0  # seconds between two looks whether a newer run has begun
 logger = logging.getLogger("flowstate")
 
@@ -66,6 +67,7 @@ class RunningJob:
         self._pickled = cloudpickle.dumps(spec)
         self.cuts = Cuts(spec.name, self.coordinator, clock, self._tell)
         self.saved_cut: dict[str, Any] = {}
+        self._complete = False  # whether a cut was saved since the input came to its end
         self._tasks: set[asyncio.Task[Any]] = set()
         self._next_cut = clock.monotonic() + spec.every
         self._next_retention = clock.monotonic() + max(2.0, spec.every)
@@ -96,7 +98,7 @@ class RunningJob:
         if report.get("table", self.coordinator.table.version) < self.coordinator.table.version:
             self._tell([worker])
         if self.coordinator.finished and not self.new and self.state == "running":
-            self.state = "finished"
+            self.state, self._next_cut = "finished", self.clock.monotonic()
 
     # requests
 
@@ -260,10 +262,11 @@ class RunningJob:
             if self.new and all(member.state in ("live", "ended") for member in self.coordinator.members.values()):
                 new, self.new = self.new, {}
                 self._carry_out(self.coordinator.splits_found(new, now))
+            saves = self.state == "running" or (self.state == "finished" and not self._complete)
+            if saves and now >= self._next_cut:
+                self._next_cut = now + (LAST if self.state == "finished" else self.spec.every)
+                self._once("cut", self._save_cut(min(5.0, max(1.0, self.spec.every))))
             if self.state == "running":
-                if now >= self._next_cut:
-                    self._next_cut = now + self.spec.every
-                    self._once("cut", self._save_cut(min(5.0, max(1.0, self.spec.every))))
                 if now >= self._next_retention:
                     self._next_retention = now + max(2.0, self.spec.every)
                     self._once("retention", self._retain())
@@ -305,9 +308,11 @@ class RunningJob:
         """All partitions save at one position; retention follows. A cut that fails keeps no partition from saving by itself."""
         if not self.coordinator.table.splits:
             return
+        finished = self.state == "finished"
         done = await self.cuts.make(timeout, saves=True)
         number = await asyncio.to_thread(self._write_cut, done)
         self.saved_cut = {"number": number, "at": self.clock.wall()}
+        self._complete = self._complete or finished
 
     async def _announce(self, directory: Directory) -> None:
         """Where the job is, for those who know only its snapshots. A run that was replaced says nothing more."""
