@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flowstate.command import ask
 from flowstate.errors import Fenced, FlowstateError, InvalidFlow
 
 app = typer.Typer(
@@ -137,6 +138,9 @@ def password() -> None:
     else:
         given = sys.stdin.readline().rstrip("\n")
     print(Access.hash_password(given))
+
+
+ask.register(app)
 
 
 def serving(

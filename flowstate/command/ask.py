@@ -1,0 +1,257 @@
+"""What the shell asks a job: ``get``, ``sql``, ``tail``, ``views``, ``status`` and ``snapshots``. Nothing heavy is imported to say how."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import typer
+
+from flowstate.errors import FlowstateError, InvalidFlow
+
+CODES = """
+
+Exit code 0: answered. 1: refused, unavailable, or not as fresh as was asked for. 2: something must be mended first."""
+
+Where = Annotated[
+    str,
+    typer.Argument(
+        metavar="WHERE",
+        help="host:port or grpc://host:port of a worker or a gateway, or the folder or URL of the snapshots.",
+        show_default=False,
+    ),
+]
+View = Annotated[str, typer.Argument(help="Name of the view.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="CSV with a header.")]
+MaxAge = Annotated[
+    float | None,
+    typer.Option(min=0, help="Seconds that saved state may be old; 0 for live answers alone.", show_default=False),
+]
+AtLeast = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SPLIT=OFFSET", help="Only what has applied this split so far.", show_default=False),
+]
+Consistent = Annotated[bool, typer.Option("--consistent", help="All partitions at one position, made now.")]
+Snapshot = Annotated[int | None, typer.Option(min=0, help="The saved snapshot of this number.", show_default=False)]
+Wait = Annotated[float | None, typer.Option(min=0, max=60, help="Seconds to wait for --at-least.", show_default=False)]
+JobName = Annotated[str | None, typer.Option("--job", help="Name of the job, if it must be this one.")]
+Token = Annotated[
+    str | None,
+    typer.Option(envvar="FLOWSTATE_TOKEN", help="What is shown where only those are let in who are known."),
+]
+Roots = Annotated[
+    str | None,
+    typer.Option(help="PEM file of who signed the certificate of the service. A bare host:port is then TLS, too."),
+]
+Certificate = Annotated[str | None, typer.Option(help="PEM file of the certificate to show (mutual TLS).")]
+Key = Annotated[str | None, typer.Option(help="PEM file of its key.")]
+
+
+def get(
+    where: Where,
+    view: View,
+    key: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY...",
+            help="A value for each column of the key; those of the window may be left out.",
+            show_default=False,
+        ),
+    ],
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    max_age: MaxAge = None,
+    at_least: AtLeast = None,
+    consistent: Consistent = False,
+    snapshot: Snapshot = None,
+    wait: Wait = None,
+    job: JobName = None,
+    token: Token = None,
+    tls_roots: Roots = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+) -> None:
+    def work() -> int:
+        from flowstate.command.asking import get
+        from flowstate.command.place import Place, freshness
+
+        fresh = freshness(max_age, at_least or (), consistent, snapshot, wait)
+        place = Place(where, job, token, tls_roots, tls_certificate, tls_key)
+        return get(place, view, key, fresh, form(as_json, as_csv))
+
+    run(work)
+
+
+def sql(
+    where: Where,
+    select: Annotated[
+        str, typer.Argument(metavar="QUERY", help="One SELECT; - reads it from standard input.", show_default=False)
+    ],
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    max_age: MaxAge = None,
+    at_least: AtLeast = None,
+    consistent: Consistent = False,
+    snapshot: Snapshot = None,
+    wait: Wait = None,
+    job: JobName = None,
+    token: Token = None,
+    tls_roots: Roots = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+) -> None:
+    def work() -> int:
+        from flowstate.command.place import Place, freshness
+        from flowstate.command.query import query
+
+        fresh = freshness(max_age, at_least or (), consistent, snapshot, wait)
+        place = Place(where, job, token, tls_roots, tls_certificate, tls_key)
+        query(place, sys.stdin.read() if select == "-" else select, fresh, form(as_json, as_csv))
+        return 0
+
+    run(work)
+
+
+def tail(
+    where: Where,
+    view: View,
+    key: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY...]", help="Of one key alone.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on from the position with this 'resume'.", show_default=False)
+    ] = None,
+    job: JobName = None,
+    token: Token = None,
+    tls_roots: Roots = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+) -> None:
+    def work() -> int:
+        from flowstate.command.place import Place
+        from flowstate.command.tail import tail
+
+        with Place(where, job, token, tls_roots, tls_certificate, tls_key).opened() as (reader, _):
+            tail(reader, view, key or (), resume, form(as_json))
+        return 0
+
+    run(work)
+
+
+def views(
+    where: Where,
+    as_json: AsJson = False,
+    job: JobName = None,
+    token: Token = None,
+    tls_roots: Roots = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+) -> None:
+    def work() -> int:
+        from flowstate.command import asking
+        from flowstate.command.place import Place
+
+        place = Place(where, job, token, tls_roots, tls_certificate, tls_key)
+        if as_json:
+            from flowstate.command import status
+
+            status.views(place)
+        else:
+            asking.views(place)
+        return 0
+
+    run(work)
+
+
+def status(
+    where: Where,
+    as_json: AsJson = False,
+    job: JobName = None,
+    token: Token = None,
+    tls_roots: Roots = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+) -> None:
+    def work() -> int:
+        from flowstate.command.place import Place
+        from flowstate.command.status import status
+
+        status(Place(where, job, token, tls_roots, tls_certificate, tls_key), form(as_json))
+        return 0
+
+    run(work)
+
+
+def snapshots(
+    where: Annotated[
+        str, typer.Argument(metavar="WHERE", help="The folder or URL of the snapshots.", show_default=False)
+    ],
+    action: Annotated[Literal["list"], typer.Argument(help="What to do with them.")] = "list",
+    as_json: AsJson = False,
+) -> None:
+    def work() -> int:
+        from flowstate.command.place import Place
+        from flowstate.command.status import snapshots
+
+        snapshots(Place(where), form(as_json))
+        return 0
+
+    run(work)
+
+
+HELP: dict[Callable[..., None], str] = {
+    get: "The rows of one key, as they are now.\n\n"
+    "A key takes the types of its columns: 00123 stays text where the column is text, times are ISO 8601 (in UTC without a zone), "
+    "numbers must fit exactly. Put -- before a key that begins with a dash. "
+    "A key that is not there is exit code 1 with nothing on standard output, as with grep." + CODES,
+    sql: "Run one SELECT of DuckDB over the views, and print its rows." + CODES,
+    tail: "The rows of a view, and then what changes in them, until Ctrl-C.\n\n"
+    "It also ends, with exit code 0, when nobody reads its output any more." + CODES,
+    views: "The views of a job: their columns, types and keys." + CODES,
+    status: "What is away, late or refused, and why; then partitions, positions, sinks and snapshots." + CODES,
+    snapshots: "The saved snapshots of all partitions at one position, oldest first." + CODES,
+}
+
+
+def register(app: typer.Typer) -> None:
+    for command, text in HELP.items():
+        app.command(help=text)(command)
+
+
+def form(as_json: bool, as_csv: bool = False) -> str:
+    if as_json and as_csv:
+        raise InvalidFlow("rows are JSON or CSV, not both")
+    return "json" if as_json else "csv" if as_csv else "text"
+
+
+def run(work: Callable[[], int]) -> None:
+    """Ends the process with what `work` gives, and with a sentence instead of a traceback. Ctrl-C ends it as it ends any other command of
+    a shell, at once: there is nothing to put in order."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        code = work()
+    except BrokenPipeError:  # whoever read has seen enough
+        code = 0
+    except FlowstateError as error:
+        from flowstate_flight.fault import Refused
+
+        _say(str(error))
+        code = 2 if isinstance(error, InvalidFlow) and not isinstance(error, Refused) else 1
+    except OSError as error:
+        _say(f"what was found could not be written: {error.strerror or error}")
+        code = 1
+    sys.stderr.flush()
+    # Standard output is written without a buffer. What is left are threads, some of which may still wait for a worker that hangs.
+    os._exit(code)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody is there to be told
+        print(f"flowstate: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,38 @@
+"""``flowstate sql``: one query over the views of a job, computed as a service computes it, so that rows and errors are the same."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from flowstate.api.sink_status import sink_status
+from flowstate.command.asking import tell_saved
+from flowstate.command.place import Place
+from flowstate.command.rows import write_rows
+from flowstate.view.freshness import Freshness
+from flowstate_sql.limits import Limits
+from flowstate_sql.served import ServedSql
+
+#: Seconds and rows: the machine and the query are those of one person, who ends it when she likes.
+LONG, MANY = 365 * 86_400.0, 1 << 62
+
+
+def query(place: Place, text: str, fresh: Freshness, kind: str) -> None:
+    """`kind`: text, json or csv. Raises Unavailable, InvalidFlow."""
+    with place.opened() as (reader, saved):
+        store = None if saved is None else saved.store
+        limits = Limits(seconds=LONG, rows=MANY, memory=_half_of_memory())
+        served = ServedSql(reader, limits, store=store, status=partial(sink_status, reader, store))
+        try:
+            running = served.run(text, fresh=fresh)
+            write_rows(kind, running.schema, running.batches())
+            tell_saved(running.answers)
+        finally:
+            served.close()
+
+
+def _half_of_memory() -> int:
+    """Bytes; a gigabyte where the system does not tell."""
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return 1 << 30
+    return max(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
