@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from asked_process import AskedProcess
+from asked_process import LOG, AskedProcess
 from asking import ask, ask_all, command, environment
 from waiting import until
+
+import flowstate as fs
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,23 @@ def test_rows_for_a_reader_who_has_seen_enough(job: AskedProcess) -> None:
     assert said.stdout.split() == ["code", "range"]
 
 
+def test_rows_that_cannot_be_written_are_no_success(job: AskedProcess) -> None:
+    words = " ".join(f"'{each}'" for each in command("get", job.address, "codes", "7"))
+    shell = f"{words} > /dev/full; echo $?; {words} >&-; echo $?; {words} 2>&-; echo $?; echo 'select 1 as one' | {words_of_sql(job)}"
+    said = subprocess.run(["bash", "-c", shell], env=environment(), capture_output=True, text=True, timeout=60)
+    first, second, head, row, third, one = said.stdout.splitlines()
+    assert (first, second, third) == ("1", "1", "0")
+    assert head.split() == ["code", "total", "events"]
+    assert row.split()[0] == "7"
+    assert one == '{"one":1}'
+    assert "No space left" in said.stderr
+    assert "standard output is closed" in said.stderr
+
+
+def words_of_sql(job: AskedProcess) -> str:
+    return " ".join(f"'{each}'" for each in command("sql", job.address, "-", "--json"))
+
+
 def test_a_person_at_a_terminal_tails_and_presses_control_c(job: AskedProcess) -> None:
     child, terminal = pty.fork()
     if child == 0:
@@ -203,17 +221,18 @@ def test_a_person_at_a_terminal_tails_and_presses_control_c(job: AskedProcess) -
     assert b"Traceback" not in shown
 
 
-def test_while_the_job_is_down_saved_state_answers_and_says_so(tmp_path: Path) -> None:
-    job = AskedProcess(tmp_path)
+def test_at_last_while_the_job_is_down_saved_state_answers_and_says_so(job: AskedProcess) -> None:
     job.kill()
     killed = time.time()
-    said, strict, status = ask_all(
-        ["get", job.snapshots, "codes", "7", "--json"],
-        ["get", job.snapshots, "codes", "7", "--max-age", "0"],
-        ["status", job.snapshots],
-    )
+    with fs.gateway(snapshots=job.snapshots) as gateway:
+        said, strict, status, through = ask_all(
+            ["get", job.snapshots, "codes", "8", "--json"],
+            ["get", job.snapshots, "codes", "8", "--max-age", "0"],
+            ["status", job.snapshots],
+            ["status", gateway.address, "--json"],
+        )
     assert said.code == 0
-    assert json.loads(said.out, parse_float=str) == {"code": 7, "total": "12.50", "events": 1}
+    assert json.loads(said.out, parse_float=str) == {"code": 8, "total": "1000000000.01", "events": 1}
     assert "read from saved state, " in said.errors
     age = float(said.errors.split("read from saved state, ")[1].split()[0])
     assert 0 <= age < time.time() - killed + 60
@@ -224,3 +243,9 @@ def test_while_the_job_is_down_saved_state_answers_and_says_so(tmp_path: Path) -
     assert lines[1] == "! the job is down: no partition is live"
     assert lines[2].startswith("! partition 0 is away; what it saved ")
     assert "Connection refused" in lines[2]
+    assert through.code == 0
+    known = json.loads(through.out)
+    assert [each["state"] for each in known["partitions"]] == ["saved", "saved"]
+    assert len(known["positions"]) == 2
+    assert all(each["offset"] >= sum(len(line) + 1 for line in LOG) for each in known["positions"])
+    assert known["troubles"][1].startswith("partition 0 is away; what it saved ")

@@ -19,6 +19,7 @@ from flowstate.command.place import Place, freshness, key_of
 from flowstate.errors import InvalidFlow
 from flowstate.plan.position import Place as LogPlace
 from flowstate.view.directory import ViewInfo
+from flowstate_http.answering import row_texts
 
 
 def test_every_public_name_is_imported_when_it_is_used() -> None:
@@ -144,6 +145,20 @@ def test_rows_that_come_late_keep_to_the_widths(monkeypatch: pytest.MonkeyPatch)
     lines = b"".join(written).decode().splitlines()
     assert lines[:2] == ["  n", "  0"]
     assert lines[-2:] == ["  5", "123456"]
+
+
+def test_json_is_that_of_http() -> None:
+    batch = pa.record_batch(
+        {
+            "total": pa.array([Decimal("1000000000.010"), None], pa.decimal128(20, 3)),
+            "at": pa.array([0, 1_700_000_000_001], pa.timestamp("ms", "Europe/Berlin")),
+            "ratio": [float("nan"), 0.1],
+            "raw": [b"\xff", b"text"],
+            "list": [[1, None], []],
+        }
+    )
+    assert rows.json_rows(batch) == row_texts(batch)
+    assert rows.json_rows(batch)[0].startswith(b'{"total":1000000000.010,"at":"1970-01-01T00:00:00.000Z","ratio":"NaN"')
 
 
 def test_csv_has_one_header_and_no_nested_values(monkeypatch: pytest.MonkeyPatch) -> None:

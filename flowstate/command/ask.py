@@ -235,6 +235,9 @@ def run(work: Callable[[], int]) -> None:
     a shell, at once: there is nothing to put in order."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.stdout is None:  # closed: its number may be that of a connection soon, which is not to be written to
+        say("standard output is closed")
+        os._exit(1)
     try:
         code = work()
     except BrokenPipeError:  # whoever read has seen enough
@@ -242,16 +245,17 @@ def run(work: Callable[[], int]) -> None:
     except FlowstateError as error:
         from flowstate_flight.fault import Refused
 
-        _say(str(error))
+        say(str(error))
         code = 2 if isinstance(error, InvalidFlow) and not isinstance(error, Refused) else 1
     except OSError as error:
-        _say(f"what was found could not be written: {error.strerror or error}")
+        say(f"what was found could not be written: {error.strerror or error}")
         code = 1
-    sys.stderr.flush()
-    # Standard output is written without a buffer. What is left are threads, some of which may still wait for a worker that hangs.
+    # Nothing of what was written waits in a buffer. What is left are threads, some of which may still wait for a worker that hangs.
     os._exit(code)
 
 
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody is there to be told
-        print(f"flowstate: {text}", file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """To standard error, where it mixes with no rows."""
+    if sys.stderr is not None:  # without one, print would take standard output
+        with contextlib.suppress(OSError):  # nobody is there to be told
+            print(f"flowstate: {text}", file=sys.stderr, flush=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from flowstate.clock import SystemClock
+from flowstate.command.ask import say
 from flowstate.command.place import Place, key_of
-from flowstate.command.rows import say, table_text, write_rows
+from flowstate.command.rows import table_text, write_rows
 from flowstate.view.answer import Answer
 from flowstate.view.freshness import Freshness
 

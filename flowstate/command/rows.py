@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -38,11 +37,6 @@ def abandoned() -> bool:
     poll = select.poll()
     poll.register(1, 0)  # errors are told without being asked for
     return any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
-
-
-def say(text: str) -> None:
-    """To standard error, where it mixes with no rows."""
-    print(f"flowstate: {text}", file=sys.stderr, flush=True)
 
 
 class Writer(Protocol):

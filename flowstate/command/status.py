@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,11 @@ import pyarrow as pa
 
 from flowstate.api.sink_status import sink_status
 from flowstate.clock import SystemClock
+from flowstate.command.ask import say
 from flowstate.command.place import Place
-from flowstate.command.rows import cells, is_number, json_rows, say, table_text, write, write_rows
+from flowstate.command.rows import cells, is_number, json_rows, table_text, write, write_rows
 from flowstate.errors import FlowstateError, InvalidFlow
+from flowstate.view.answer import Answer
 from flowstate.view.freshness import Freshness
 from flowstate.view.rights import ANYBODY
 from flowstate_flight.client import FlightReader
@@ -32,6 +35,9 @@ LATE = 1.0
 WAITING = 60.0
 #: Seconds for which the reason is looked for why a partition does not answer.
 WHY = 1.0
+
+#: Microseconds; watermarks beyond are infinities, of splits that have not begun or have ended.
+NO_TIME = 1 << 55
 
 _TABLES = ("partitions", "positions", "snapshots", "sinks")
 
@@ -53,16 +59,43 @@ def table(system: SystemReader, name: str) -> pa.Table:
 def status(place: Place, kind: str) -> None:
     """`kind`: text or json. Raises Unavailable if nothing is known of the job, InvalidFlow."""
     with place.opened() as (reader, saved), system_tables(reader, saved) as system:
-        with suppress(FlowstateError):  # a partition that is away has more time in this to be read as it was saved
+        answer = None
+        with suppress(FlowstateError):
             view = next(iter(reader.views()))
-            reader.scan(view, reader.info(view).schema.names[:1], limit=0)
+            answer = Answer.of(reader.scan(view, reader.info(view).schema.names[:1], limit=0).schema)
         tables = {name: table(system, name) for name in _TABLES}
+        if answer is not None:
+            tables = _filled(tables, answer)
         troubles = [*_away(place, tables["partitions"]), *_late(system, tables), *_sinks(tables["sinks"])]
         directory = reader.directory()
     if kind == "json":
         write(_json(directory.job, troubles, tables) + b"\n")
     else:
         _text(directory.job, list(directory.views), troubles, tables, saved is not None)
+
+
+def _filled(tables: Mapping[str, pa.Table], answer: Answer) -> dict[str, pa.Table]:
+    """With what a read of everything was told of partitions that tell nothing themselves: a gateway answers for those that are away, but
+    only for all together, and saved state that is large is read more slowly than a partition is asked."""
+    known = {part.partition: part for part in answer.parts}
+    partitions, positions = tables["partitions"].to_pylist(), tables["positions"].to_pylist()
+    for row in partitions:
+        part = known.get(row["partition"])
+        if row["state"] != "away" or part is None:
+            continue
+        row |= {"epoch": part.epoch, "state": part.origin, "origin": part.origin, "snapshot": part.snapshot}
+        row["as_of"] = dt.datetime.fromtimestamp(part.as_of, dt.UTC)
+        if abs(part.watermark) < NO_TIME:
+            row["watermark"] = dt.datetime.fromtimestamp(part.watermark / 1e6, dt.UTC)
+        for split, place in sorted(part.position.items()):
+            found = {"partition": part.partition, "split": split, "offset": place.offset, "floors": place.floors}
+            positions.append(found)
+    schemas = {name: each.schema for name, each in tables.items()}
+    return {
+        **tables,
+        "partitions": pa.Table.from_pylist(partitions, schemas["partitions"]),
+        "positions": pa.Table.from_pylist(positions, schemas["positions"]),
+    }
 
 
 def snapshots(place: Place, kind: str) -> None:
