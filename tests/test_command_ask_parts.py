@@ -14,10 +14,12 @@ from certificates import Authority
 from guarded import Guarded, token
 
 import flowstate as fs
-from flowstate.command import rows, status
+from flowstate.command import rows, status, tail
 from flowstate.command.place import Place, freshness, key_of
 from flowstate.errors import InvalidFlow
 from flowstate.plan.position import Place as LogPlace
+from flowstate.view.answer import Answer, PartitionAnswer
+from flowstate.view.changes import Change
 from flowstate.view.directory import ViewInfo
 from flowstate_http.answering import row_texts
 
@@ -169,6 +171,63 @@ def test_csv_has_one_header_and_no_nested_values(monkeypatch: pytest.MonkeyPatch
     assert b"".join(written) == b'"a\nb","n"\n"x",1\n,2\n,2\n'
     with pytest.raises(InvalidFlow, match="ask with --json"):
         rows.write_rows("csv", pa.schema({"l": pa.list_(pa.int64())}), [])
+
+
+TOLD = [
+    ("reset", 0, 0),
+    ("rows", 2, 0),
+    ("position", 0, 0),
+    ("position", 0, 0),
+    ("removed", 1, 0),
+    ("reset", 0, 0),
+    ("rows", 1, 3),
+]
+
+
+def changes() -> list[Change]:
+    """A beginning, a quiet round, a key that is gone, and a partition that is told anew after some rows were missed."""
+    batch = pa.record_batch({"k": ["a", "bb"], "n": [1, 22]})
+    answer = Answer(
+        "job", "v", tuple(PartitionAnswer(each, 1, {"s": LogPlace(9 - each)}, 0, 0.0, "live") for each in (0, 1))
+    )
+    return [
+        Change(kind, 1, batch.slice(0, rows), answer if kind == "position" else None, "token", missed)  # type: ignore[arg-type]
+        for kind, rows, missed in TOLD
+    ]
+
+
+def test_changes_as_json_say_what_each_line_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr(tail, "write", written.append)
+    told = tail.JsonChanges(view(pa.string()))
+    for each in changes():
+        told.tell(each)
+    assert b"".join(written).decode().splitlines() == [
+        '{"change":"rows","row":{"k":"a","n":1}}',
+        '{"change":"rows","row":{"k":"bb","n":22}}',
+        '{"change":"position","position":{"s":[8,0]},"resume":"token"}',
+        '{"change":"removed","key":{"k":"a"}}',
+        '{"change":"reset","partition":1}',
+        '{"change":"missed","rows":3}',
+        '{"change":"rows","row":{"k":"a","n":1}}',
+    ]
+
+
+def test_changes_as_text_stay_in_their_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr(rows, "write", written.append)
+    told = tail.TextChanges(view(pa.string()))
+    for each in changes():
+        told.tell(each)
+    assert b"".join(written).decode().splitlines() == [
+        "change   k    n",
+        "row      a    1",
+        "row      bb  22",
+        "removed  a",
+        "reset",
+        "missed   3",
+        "row      a    1",
+    ]
 
 
 def test_a_partition_that_stays_behind_another_is_late(monkeypatch: pytest.MonkeyPatch) -> None:

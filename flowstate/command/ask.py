@@ -25,7 +25,7 @@ Where = Annotated[
         show_default=False,
     ),
 ]
-View = Annotated[str, typer.Argument(help="Name of the view.", show_default=False)]
+View = Annotated[str, typer.Argument(metavar="VIEW", help="Its name.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="CSV with a header.")]
 MaxAge = Annotated[
