@@ -102,6 +102,8 @@ class Routing:
                 yield error
         hosts = {each.location: None for each in known.partitions if each.location} if known else {}
         timeout = self._timeout if known is None else min(self._timeout, REFRESH)
+        if hosts or self._addresses:
+            hash_probe()  # loads kernels, once: before the time for an answer runs, and not in it
         asked = {
             self._threads.submit(self._fetch, each, timeout): each for each in dict.fromkeys([*self._addresses, *hosts])
         }

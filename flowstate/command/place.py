@@ -17,7 +17,6 @@ from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import Freshness, checked
 from flowstate.view.tls import pem
 from flowstate_flight.client import FlightReader
-from flowstate_flight.keys import hash_probe
 
 if TYPE_CHECKING:
     from flowstate.runtime.saved_states import SavedStates
@@ -66,7 +65,6 @@ class Place:
         }
         address = self.address
         snapshots = self.where if address is None else None
-        hash_probe()  # loads kernels, which takes seconds on a busy machine: before the time for an answer runs, and not in it
         reader, saved = reader_of(address, self.job, snapshots, None, patience=patience, token=self.token, **options)
         try:
             reader.views()
