@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +24,7 @@ from flowstate.errors import Fenced, Unavailable
 from flowstate.view.answer import Answer
 from flowstate.view.directory import Directory, ViewInfo
 from flowstate_flight import FlightService
+from flowstate_flight.connections import sever
 
 COUNT = 3
 
@@ -363,6 +366,16 @@ def test_close_is_quick_with_idle_exchanges_and_the_port_is_free() -> None:
         with pytest.raises((pa.ArrowException, flight.FlightError)):
             writer.close()
     served.client.close()
+
+
+def test_cutting_connections_leaves_no_file_open(tmp_path: Path) -> None:
+    served = Served()
+    with (tmp_path / "no socket").open("w"):
+        before = len(os.listdir("/dev/fd"))
+        for _ in range(10):
+            assert sever(1) == 0
+        assert len(os.listdir("/dev/fd")) < before + 10
+    served.close()
 
 
 def test_a_stream_under_way_at_close_gets_its_grace() -> None:

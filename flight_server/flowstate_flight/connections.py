@@ -24,8 +24,13 @@ def sever(port: int) -> int:
         return 0
     for descriptor in descriptors:
         try:
-            copy = socket.socket(fileno=os.dup(descriptor))
+            number = os.dup(descriptor)
         except OSError:
+            continue
+        try:
+            copy = socket.socket(fileno=number)
+        except OSError:  # it is no socket
+            os.close(number)
             continue
         with copy:
             try:
