@@ -82,6 +82,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             count = begin + 510
             until(lambda count=count: events_of(job) == count)
         until(lambda: any(part["report"]["floors"] for part in job.status()["partitions"].values()))
+        until(
+            lambda: any(
+                sink["open"] for part in job.status()["partitions"].values() for sink in part["report"]["sinks"]
+            )
+        )
         until(lambda: all(part["report"]["snapshot"]["version"] > 4 for part in job.status()["partitions"].values()))
     return folder / "snapshots"
 
