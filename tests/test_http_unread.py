@@ -8,6 +8,7 @@ import json
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,13 +94,20 @@ def test_a_subscription_that_is_not_read_fetches_no_further(job: HandJob, monkey
             change = changes.take(10.0)
             assert change is not None
             rows, taken = change.rows.num_rows, change.rows.nbytes
-        until(lambda: fetched[0] > taken)
+        until(lambda: fetched[0] > taken, 60.0, says=stacks)  # a stream that stands still is opened anew after 10 s
         assert not waits_for_more(fetched)
         assert fetched[0] <= 4 * 2 * MESSAGE_BYTES
         while (found := changes.take(10.0)) is not None and (rows < KEYS or found.kind != "position"):
             assert found.rows.nbytes <= 2 * MESSAGE_BYTES
             rows += found.rows.num_rows
         assert rows == KEYS
+
+
+def stacks() -> str:
+    """What all threads of this process do; the services of the job are among them."""
+    return "\n".join(
+        f"thread {number}\n{''.join(traceback.format_stack(frame))}" for number, frame in sys._current_frames().items()
+    )
 
 
 def waits_for_more(fetched: list[int]) -> bool:
