@@ -5,12 +5,11 @@ It prints the Flight address of a worker when everything of the log is applied a
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
+
+from flowstate.testing.tormentor import ProcessTree
 
 LOG = [
     '{"customer": "00123", "code": 7, "amount": "12.50", "at": "2026-01-03T10:00:00Z"}',
@@ -20,42 +19,22 @@ LOG = [
 ]
 
 
-class AskedProcess:
-    """All its processes are one session."""
+class AskedProcess(ProcessTree):
+    """Started and killed from a test."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.snapshots = str(folder / "snapshots")
         self.append(*LOG)
-        self.errors = (folder / "errors.txt").open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            assert self.process.stdout is not None
-            self.address = self.process.stdout.readline().strip()
-            assert self.address, Path(self.errors.name).read_text()[-3000:]
-        except BaseException:
+        super().__init__([sys.executable, str(Path(__file__)), str(folder)], folder / "errors.txt", talks=True)
+        self.address = self.hear()
+        if not self.address:
             self.kill()
-            raise
+        assert self.address, self.log.read_text()[-3000:]
 
     def append(self, *lines: str) -> None:
         with (self.folder / "log.jsonl").open("a") as log:
             log.write("".join(line + "\n" for line in lines))
-
-    def kill(self) -> None:
-        """All of it at once."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
-        for stream in (self.process.stdin, self.process.stdout, self.errors):
-            if stream is not None and not stream.closed:
-                stream.close()
 
 
 def main() -> None:

@@ -7,56 +7,35 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from flowstate.testing.tormentor import ProcessTree
+
 KEYS = [f"customer-{each}" for each in range(40)]
 
 
-class CountingProcess:
-    """Started, asked and killed from a test. All its processes are one session."""
+class CountingProcess(ProcessTree):
+    """Started, asked and killed from a test."""
 
     def __init__(self, folder: Path) -> None:
-        self.log = (folder / "log.txt").open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-            start_new_session=True,
-        )
+        super().__init__([sys.executable, str(Path(__file__)), str(folder)], folder / "log.txt", talks=True)
         try:
-            self.place = self._hear()
+            self.place = self._place(self.hear())
         except BaseException:
             self.kill()
             raise
 
-    def _hear(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, Path(self.log.name).read_text()[-3000:]
+    def _place(self, line: str) -> dict[str, Any]:
+        assert line, self.log.read_text()[-3000:]
         place: dict[str, Any] = json.loads(line)
         return place
 
     def where(self) -> dict[str, Any]:
         """``address``, ``scheduler``, and of every partition the process that hosts it in ``pids``."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("where\n")
-        self.process.stdin.flush()
-        self.place = self._hear()
+        self.place = self._place(self.ask("where"))
         return self.place
-
-    def kill(self) -> None:
-        """All of it at once."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
-        for stream in (self.process.stdin, self.process.stdout, self.log):
-            if stream is not None:
-                stream.close()
 
 
 def append(folder: Path, rows: int, name: str = "log") -> None:

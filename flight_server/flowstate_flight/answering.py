@@ -49,6 +49,13 @@ def shape(
             close()
 
 
+def sliced(rows: pa.RecordBatch, nbytes: int) -> Iterator[pa.RecordBatch]:
+    """`rows` in pieces of about so many bytes each; no rows are one piece."""
+    count = max(1, rows.num_rows * nbytes // max(1, rows.nbytes))
+    for begin in range(0, rows.num_rows, count) or (0,):
+        yield rows.slice(begin, count)
+
+
 def _gather(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Many small batches as few tables, without a copy: evaluating a filter has a price per call."""
     held: list[pa.RecordBatch] = []

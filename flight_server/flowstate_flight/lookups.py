@@ -5,6 +5,9 @@ What an answer says of itself stays the JSON that came: it is read when several 
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -121,11 +124,12 @@ def among(table: pa.Table, keys: pa.RecordBatch) -> pa.Table:
 
 def equals_any(keys: pa.RecordBatch) -> pc.Expression:
     """True for rows whose key columns equal a row of `keys`, null equal to null."""
-    condition = pc.scalar(False)
-    for row in range(keys.num_rows):
-        whole = pc.scalar(True)
-        for name in keys.schema.names:
-            value = keys.column(name)[row]
-            whole = whole & (pc.field(name) == value if value.is_valid else pc.field(name).is_null())
-        condition = condition | whole
-    return condition
+
+    def equals(name: str, value: pa.Scalar) -> pc.Expression:
+        return pc.field(name) == value if value.is_valid else pc.field(name).is_null()
+
+    rows = [
+        functools.reduce(operator.and_, [equals(name, keys.column(name)[row]) for name in keys.schema.names])
+        for row in range(keys.num_rows)
+    ]
+    return functools.reduce(operator.or_, rows) if rows else pc.scalar(False)

@@ -22,6 +22,7 @@ from flowstate.view.answer import answer_of_data
 from flowstate.view.changes import Change, Condition
 from flowstate.view.columns import chosen
 from flowstate.view.directory import LivePartition, ViewInfo
+from flowstate_flight.answering import sliced
 from flowstate_flight.expression import DecodedFilter, decode_filter
 from flowstate_flight.ticket import Ticket
 from flowstate_flight.visible import UNREADABLE, RowFilter
@@ -116,12 +117,11 @@ def going_on(messages: Iterator[Any], still: Callable[[], object]) -> Iterator[A
 
 def pieces(change: Change) -> Iterator[Change]:
     """`change` in several, each of about `MESSAGE_BYTES`; as it is where it says how to go on after it, which a part of it cannot."""
-    if change.resume is not None or change.rows.nbytes <= MESSAGE_BYTES:
+    if change.resume is not None:
         yield change
         return
-    rows = max(1, change.rows.num_rows * MESSAGE_BYTES // change.rows.nbytes)
-    for begin in range(0, change.rows.num_rows, rows):
-        yield replace(change, rows=change.rows.slice(begin, rows))
+    for rows in sliced(change.rows, MESSAGE_BYTES):
+        yield replace(change, rows=rows)
 
 
 def write_change(change: Change) -> Message:

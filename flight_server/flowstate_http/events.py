@@ -19,6 +19,7 @@ import pyarrow as pa
 from flowstate.clock import Clock
 from flowstate.errors import FlowstateError
 from flowstate.view.changes import Change
+from flowstate_flight.answering import sliced
 from flowstate_flight.changes import Changes
 from flowstate_http.answering import error_data, row_texts, told
 
@@ -76,11 +77,11 @@ def event(change: Change, keys: list[str], writing: Executor) -> Iterator[bytes]
         return
     name, rows = ("rows", change.rows) if change.kind == "rows" else ("keys", change.rows.select(keys))
     head = text.removesuffix(b"}\n\n") + f', "{name}": ['.encode()
-    count = max(1, rows.num_rows * PIECE_BYTES // max(1, rows.nbytes))
-    for begin in range(0, rows.num_rows, count) or (0,):
-        end = b"]}\n\n" if begin + count >= rows.num_rows else b""
-        yield head + writing.submit(_texts, rows.slice(begin, count)).result() + end
+    *parts, last = sliced(rows, PIECE_BYTES)
+    for part in parts:
+        yield head + writing.submit(_texts, part).result()
         head = b","
+    yield head + writing.submit(_texts, last).result() + b"]}\n\n"
 
 
 def _texts(rows: pa.RecordBatch) -> bytes:

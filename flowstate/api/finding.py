@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowstate.api import arguments
-from flowstate.api.sink_status import sink_status
+from flowstate.api.sink_status import stored
 from flowstate.clock import SystemClock
 from flowstate.errors import InvalidFlow
 
@@ -73,7 +72,7 @@ def served_by(
         address, job, snapshots, storage_options, patience=patience, early=True, token=token, **connecting
     )
     stack.callback(reader.close)
-    store = None if saved is None else saved.store
-    sql = ServedSql(reader, store=store, status=partial(sink_status, reader, store))
+    store, sinks = stored(reader, saved)
+    sql = ServedSql(reader, store=store, status=sinks)
     stack.callback(sql.close)
     return reader, sql

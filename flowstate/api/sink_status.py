@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowstate.clock import SystemClock
 from flowstate.errors import FlowstateError
 
 if TYPE_CHECKING:
+    from flowstate.runtime.saved_states import SavedStates
     from flowstate.store import Store
     from flowstate_flight.client import FlightReader
+
+
+def stored(reader: FlightReader, saved: SavedStates | None) -> tuple[Store | None, Callable[[], dict[str, Any]]]:
+    """Where a job saves, if that is known, and what tells how its sinks are doing: what its system tables need beside `reader`."""
+    store = None if saved is None else saved.store
+    return store, partial(sink_status, reader, store)
 
 
 def sink_status(reader: FlightReader, store: Store | None) -> dict[str, Any]:

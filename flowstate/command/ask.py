@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from flowstate.errors import FlowstateError, InvalidFlow
+
+if TYPE_CHECKING:
+    from flowstate.command.place import Place
+    from flowstate.view.freshness import Freshness
 
 CODES = """
 
@@ -52,6 +57,49 @@ Certificate = Annotated[str | None, typer.Option(help="PEM file of the certifica
 Key = Annotated[str | None, typer.Option(help="PEM file of its key.")]
 
 
+def asking(
+    *,
+    job: JobName = None,
+    token: Token = None,
+    tls_roots: Roots = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+) -> Callable[[str], Place]:
+    """WHERE -> the place, asked in this way."""
+    from flowstate.command.place import Place
+
+    return lambda where: Place(where, job, token, tls_roots, tls_certificate, tls_key)
+
+
+def freshness(
+    *,
+    max_age: MaxAge = None,
+    at_least: AtLeast = None,
+    consistent: Consistent = False,
+    snapshot: Snapshot = None,
+    wait: Wait = None,
+) -> Freshness:
+    from flowstate.command.place import freshness
+
+    return freshness(max_age, at_least or (), consistent, snapshot, wait)
+
+
+def rows_form(*, as_json: AsJson = False, as_csv: AsCsv = False) -> str:
+    if as_json and as_csv:
+        raise InvalidFlow("rows are JSON or CSV, not both")
+    return "json" if as_json else "csv" if as_csv else "text"
+
+
+def form(*, as_json: AsJson = False) -> str:
+    return rows_form(as_json=as_json)
+
+
+#: Types of what is made of options, which typer never sees.
+MADE: dict[str, object] = {"Place": object, "Freshness": object}
+#: What commands have in common: a parameter of such a name stands for these options, and gets what is made of them.
+SHARED: dict[str, Callable[..., object]] = {"asking": asking, "fresh": freshness, "rows_form": rows_form, "form": form}
+
+
 def get(
     where: Where,
     view: View,
@@ -63,28 +111,13 @@ def get(
             show_default=False,
         ),
     ],
-    as_json: AsJson = False,
-    as_csv: AsCsv = False,
-    max_age: MaxAge = None,
-    at_least: AtLeast = None,
-    consistent: Consistent = False,
-    snapshot: Snapshot = None,
-    wait: Wait = None,
-    job: JobName = None,
-    token: Token = None,
-    tls_roots: Roots = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
-) -> None:
-    def work() -> int:
-        from flowstate.command.asking import get
-        from flowstate.command.place import Place, freshness
+    rows_form: str,
+    fresh: Freshness,
+    asking: Callable[[str], Place],
+) -> int:
+    from flowstate.command.asking import get
 
-        fresh = freshness(max_age, at_least or (), consistent, snapshot, wait)
-        place = Place(where, job, token, tls_roots, tls_certificate, tls_key)
-        return get(place, view, key, fresh, form(as_json, as_csv))
-
-    run(work)
+    return get(asking(where), view, key, fresh, rows_form)
 
 
 def sql(
@@ -92,120 +125,67 @@ def sql(
     select: Annotated[
         str, typer.Argument(metavar="QUERY", help="One SELECT; - reads it from standard input.", show_default=False)
     ],
-    as_json: AsJson = False,
-    as_csv: AsCsv = False,
-    max_age: MaxAge = None,
-    at_least: AtLeast = None,
-    consistent: Consistent = False,
-    snapshot: Snapshot = None,
-    wait: Wait = None,
-    job: JobName = None,
-    token: Token = None,
-    tls_roots: Roots = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
-) -> None:
-    def work() -> int:
-        from flowstate.command.place import Place, freshness
-        from flowstate.command.query import query
+    rows_form: str,
+    fresh: Freshness,
+    asking: Callable[[str], Place],
+) -> int:
+    from flowstate.command.query import query
 
-        fresh = freshness(max_age, at_least or (), consistent, snapshot, wait)
-        place = Place(where, job, token, tls_roots, tls_certificate, tls_key)
-        query(place, sys.stdin.read() if select == "-" else select, fresh, form(as_json, as_csv))
-        return 0
-
-    run(work)
+    query(asking(where), sys.stdin.read() if select == "-" else select, fresh, rows_form)
+    return 0
 
 
 def tail(
     where: Where,
     view: View,
+    *,
     key: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY...]", help="Of one key alone.", show_default=False)
     ] = None,
-    as_json: AsJson = False,
+    form: str,
     resume: Annotated[
         str | None, typer.Option(help="Go on from the position with this 'resume'.", show_default=False)
     ] = None,
-    job: JobName = None,
-    token: Token = None,
-    tls_roots: Roots = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
-) -> None:
-    def work() -> int:
-        from flowstate.command.place import Place
-        from flowstate.command.tail import tail
+    asking: Callable[[str], Place],
+) -> int:
+    from flowstate.command.tail import tail
 
-        with Place(where, job, token, tls_roots, tls_certificate, tls_key).opened() as (reader, _):
-            tail(reader, view, key or (), resume, form(as_json))
-        return 0
-
-    run(work)
+    with asking(where).opened() as (reader, _):
+        tail(reader, view, key or (), resume, form)
+    return 0
 
 
-def views(
-    where: Where,
-    as_json: AsJson = False,
-    job: JobName = None,
-    token: Token = None,
-    tls_roots: Roots = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
-) -> None:
-    def work() -> int:
-        from flowstate.command import asking
-        from flowstate.command.place import Place
-
-        place = Place(where, job, token, tls_roots, tls_certificate, tls_key)
-        if as_json:
-            from flowstate.command import status
-
-            status.views(place)
-        else:
-            asking.views(place)
-        return 0
-
-    run(work)
+def views(where: Where, form: str, asking: Callable[[str], Place]) -> int:
+    if form == "json":
+        from flowstate.command.status import views
+    else:
+        from flowstate.command.asking import views
+    views(asking(where))
+    return 0
 
 
-def status(
-    where: Where,
-    as_json: AsJson = False,
-    job: JobName = None,
-    token: Token = None,
-    tls_roots: Roots = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
-) -> None:
-    def work() -> int:
-        from flowstate.command.place import Place
-        from flowstate.command.status import status
+def status(where: Where, form: str, asking: Callable[[str], Place]) -> int:
+    from flowstate.command.status import status
 
-        status(Place(where, job, token, tls_roots, tls_certificate, tls_key), form(as_json))
-        return 0
-
-    run(work)
+    status(asking(where), form)
+    return 0
 
 
 def snapshots(
     where: Annotated[
         str, typer.Argument(metavar="WHERE", help="The folder or URL of the snapshots.", show_default=False)
     ],
+    form: str,
     action: Annotated[Literal["list"], typer.Argument(help="What to do with them.")] = "list",
-    as_json: AsJson = False,
-) -> None:
-    def work() -> int:
-        from flowstate.command.place import Place
-        from flowstate.command.status import snapshots
+) -> int:
+    from flowstate.command.place import Place
+    from flowstate.command.status import snapshots
 
-        snapshots(Place(where), form(as_json))
-        return 0
-
-    run(work)
+    snapshots(Place(where), form)
+    return 0
 
 
-HELP: dict[Callable[..., None], str] = {
+HELP: dict[Callable[..., int], str] = {
     get: "The rows of one key, as they are now.\n\n"
     "A key takes the types of its columns: 00123 stays text where the column is text, times are ISO 8601 (in UTC without a zone), "
     "numbers must fit exactly. Put -- before a key that begins with a dash. "
@@ -221,13 +201,31 @@ HELP: dict[Callable[..., None], str] = {
 
 def register(app: typer.Typer) -> None:
     for command, text in HELP.items():
-        app.command(help=text)(command)
+        app.command(command.__name__, help=text)(called(command))
 
 
-def form(as_json: bool, as_csv: bool = False) -> str:
-    if as_json and as_csv:
-        raise InvalidFlow("rows are JSON or CSV, not both")
-    return "json" if as_json else "csv" if as_csv else "text"
+def called(command: Callable[..., int]) -> Callable[..., None]:
+    """`command` as typer calls it: with the options of `SHARED` in the place of what it gets of them."""
+    made: dict[str, list[str]] = {}
+    parameters: list[inspect.Parameter] = []
+    for each in inspect.signature(command, eval_str=True, locals=MADE).parameters.values():
+        found = [each]
+        if each.name in SHARED:
+            found = [*inspect.signature(SHARED[each.name], eval_str=True, locals=MADE).parameters.values()]
+            made[each.name] = [option.name for option in found]
+        parameters += (option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in found)
+
+    def call(**given: object) -> None:
+        def work() -> int:
+            for name, options in made.items():
+                given[name] = SHARED[name](**{option: given.pop(option) for option in options})
+            return command(**given)
+
+        run(work)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    return call
 
 
 def run(work: Callable[[], int]) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 
-from flowstate.api.sink_status import sink_status
+from flowstate.api.sink_status import stored
 from flowstate.command.asking import tell_saved
 from flowstate.command.place import Place
 from flowstate.command.rows import write_rows
@@ -20,9 +19,9 @@ LONG, MANY = 365 * 86_400.0, 1 << 62
 def query(place: Place, text: str, fresh: Freshness, kind: str) -> None:
     """`kind`: text, json or csv. Raises Unavailable, InvalidFlow."""
     with place.opened() as (reader, saved):
-        store = None if saved is None else saved.store
+        store, sinks = stored(reader, saved)
         limits = Limits(seconds=LONG, rows=MANY, memory=_half_of_memory())
-        served = ServedSql(reader, limits, store=store, status=partial(sink_status, reader, store))
+        served = ServedSql(reader, limits, store=store, status=sinks)
         try:
             running = served.run(text, fresh=fresh)
             write_rows(kind, running.schema, running.batches())

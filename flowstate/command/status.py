@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from flowstate.api.sink_status import sink_status
+from flowstate.api.sink_status import stored
 from flowstate.clock import SystemClock
 from flowstate.command.ask import say
 from flowstate.command.place import Place
@@ -24,7 +22,7 @@ from flowstate.view.freshness import Freshness
 from flowstate.view.rights import ANYBODY
 from flowstate_flight.client import FlightReader
 from flowstate_sql.restricted import RestrictedSplitReader
-from flowstate_sql.system import Facts, SystemReader
+from flowstate_sql.system import Facts, SystemReader, moment, watermark_moment
 
 if TYPE_CHECKING:
     from flowstate.runtime.saved_states import SavedStates
@@ -36,18 +34,15 @@ WAITING = 60.0
 #: Seconds for which the reason is looked for why a partition does not answer.
 WHY = 1.0
 
-#: Microseconds; watermarks beyond are infinities, of splits that have not begun or have ended.
-NO_TIME = 1 << 55
-
 _TABLES = ("partitions", "positions", "snapshots", "sinks")
 
 
 @contextmanager
 def system_tables(reader: FlightReader, saved: SavedStates | None) -> Iterator[SystemReader]:
     """The system tables of a job."""
-    store = None if saved is None else saved.store
+    store, sinks = stored(reader, saved)
     with ThreadPoolExecutor(8, thread_name_prefix="status") as pool:
-        facts = Facts(pool, store, partial(sink_status, reader, store))
+        facts = Facts(pool, store, sinks)
         yield SystemReader(RestrictedSplitReader(reader, ANYBODY), facts)
 
 
@@ -84,9 +79,7 @@ def _filled(tables: Mapping[str, pa.Table], answer: Answer) -> dict[str, pa.Tabl
         if row["state"] != "away" or part is None:
             continue
         row |= {"epoch": part.epoch, "state": part.origin, "origin": part.origin, "snapshot": part.snapshot}
-        row["as_of"] = dt.datetime.fromtimestamp(part.as_of, dt.UTC)
-        if abs(part.watermark) < NO_TIME:
-            row["watermark"] = dt.datetime.fromtimestamp(part.watermark / 1e6, dt.UTC)
+        row |= {"as_of": moment(part.as_of), "watermark": watermark_moment(part.watermark)}
         for split, place in sorted(part.position.items()):
             found = {"partition": part.partition, "split": split, "offset": place.offset, "floors": place.floors}
             positions.append(found)

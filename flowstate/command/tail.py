@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from flowstate.command.place import key_of
 from flowstate.command.rows import Lines, abandoned, cells, is_number, json_rows, width, write
@@ -18,6 +15,7 @@ from flowstate.sink import json_text
 from flowstate.view.changes import Change
 from flowstate.view.directory import ViewInfo
 from flowstate_flight.client import FlightReader
+from flowstate_flight.lookups import equals_any
 
 #: Seconds between two looks at whether anybody still reads what is written.
 LOOK = 0.25
@@ -28,16 +26,11 @@ def tail(reader: FlightReader, view: str, key: Sequence[str], resume: str | None
     away for long, InvalidFlow."""
     info = reader.info(view)
     told: Told = JsonChanges(info) if kind == "json" else TextChanges(info)
-    with reader.changes(view, None, _equals(key_of(info, key)) if key else None, resume) as changes:
+    with reader.changes(view, None, equals_any(key_of(info, key)) if key else None, resume) as changes:
         while not abandoned():
             change = changes.take(LOOK)
             if change is not None:
                 told.tell(change)
-
-
-def _equals(key: pa.RecordBatch) -> pc.Expression:
-    conditions = [pc.field(name) == key.column(name)[0] for name in key.schema.names]
-    return functools.reduce(operator.and_, conditions)
 
 
 class Told:

@@ -99,9 +99,8 @@ class ServedPartition:
         if not isinstance(table, KeyedTable):
             raise InvalidFlow("this view has no key; scan it, or use sql", view=view)
         asked = table.asked(with_window_end(table.spec, keys))
-        marks = contents.marks
         with self.pump.gate:
-            found = table.find(asked)
+            found, marks = table.find(asked), contents.marks
             position, watermark = dict(marks.position), marks.watermark()
             as_of = self.clock.wall()
         self._check_lease()

@@ -197,8 +197,8 @@ class SystemReader:
                 "epoch": part.epoch,
                 "state": part.origin,
                 "origin": part.origin,
-                "watermark": _micros(part.watermark),
-                "as_of": _moment(part.as_of),
+                "watermark": watermark_moment(part.watermark),
+                "as_of": moment(part.as_of),
                 "snapshot": part.snapshot,
             }
 
@@ -217,7 +217,7 @@ class SystemReader:
             ]
             yield {
                 "snapshot": cut.number,
-                "at": _moment(cut.as_of),
+                "at": moment(cut.as_of),
                 "consistent": True,
                 "partitions": len(cut.versions),
                 "position": position,
@@ -242,7 +242,7 @@ class SystemReader:
                     "rejected": told.get("rejected"),
                     "problem": told.get("problem"),
                     "origin": told.get("origin", "live"),
-                    "as_of": None if told.get("as_of") is None else _moment(told["as_of"]),
+                    "as_of": None if told.get("as_of") is None else moment(told["as_of"]),
                 }
 
     def _parts(self) -> dict[int, PartitionAnswer]:
@@ -278,12 +278,13 @@ def _result(call: Future[PartitionAnswer | None]) -> PartitionAnswer | None:
         return None
 
 
-def _micros(watermark: int) -> dt.datetime | None:
-    """Infinities, of splits that have not begun or have ended, are null."""
-    return _moment(watermark / 1e6) if abs(watermark) < 1 << 55 else None
+def watermark_moment(watermark: int) -> dt.datetime | None:
+    """`watermark` in microseconds. Infinities, of splits that have not begun or have ended, are null."""
+    return moment(watermark / 1e6) if abs(watermark) < 1 << 55 else None
 
 
-def _moment(seconds: float) -> dt.datetime | None:
+def moment(seconds: float) -> dt.datetime | None:
+    """Unix time in seconds; null beyond what there is a date for."""
     try:
         return dt.datetime.fromtimestamp(seconds, dt.UTC)
     except (OverflowError, ValueError, OSError):
