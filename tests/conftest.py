@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,10 @@ FETCHED: dict[str, Callable[[], object]] = {
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 if not os.environ.get("CI"):
     settings.load_profile("any machine")
+
+# A shell starts what is to run in the background deaf to Ctrl-C, and so would be every process that a test presses it for.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Tests of real processes: they wait for most of their time, and measure some of it, so they run one after the other in one process of the
 #: two that `make test` starts, while the other computes.
