@@ -86,7 +86,8 @@ def test_a_plain_client_reads_everything_from_other_processes() -> None:
                 assert info.schema == table.schema
                 assert ordered(read_all(info)) == ordered(table)
                 assert client.get_schema(flight.FlightDescriptor.for_path("billing", name)).schema == table.schema
-            assert {each.type for each in client.list_actions()} == {"directory", "lookup", "status", "cut", "ping"}
+            listed = {each.type for each in client.list_actions()}
+            assert listed == {"directory", "lookup", "status", "cut", "ping", "overview", "stop"}
             [raw] = client.do_action("directory")
             assert Directory.from_json(raw.body.to_pybytes()) == directory
             [raw] = client.do_action("status")

@@ -25,7 +25,14 @@ ACTIONS = [
         'one consistent cut of a job, made now: {"cut", "position", "epochs"}; the body is {"job"?: name, "timeout"?: seconds}',
     ),
     ("ping", "whether this process answers, and whether it is still in its job, as JSON; the body is {}"),
+    (
+        "overview",
+        'what a job is doing, all of it, as JSON; the body is {} or {"job": name}; for those who may control it',
+    ),
+    ("stop", 'end a job, with a last snapshot; the body is {} or {"job": name}; for those who may control it'),
 ]
+#: Those that are there for nobody else than who may control a job.
+CONTROL = ("overview", "stop")
 
 
 def directory_asked(body: bytes) -> str | None:
@@ -37,6 +44,15 @@ def directory_asked(body: bytes) -> str | None:
     if "hash" in asked and asked["hash"] != hash_probe():
         message = "this client hashes keys in another way than the workers; install the same version of flowstate"
         raise InvalidFlow(message)
+    return job
+
+
+def job_asked(kind: str, body: bytes) -> str | None:
+    """The job that is meant, if the body names one. Raises InvalidFlow."""
+    asked = read_json(body or b"{}", "body of the action")
+    job = asked.get("job")
+    if set(asked) - {"job"} or not isinstance(job, str | None):
+        raise InvalidFlow(f'the body of the action {kind} is {{}} or {{"job": name}}')
     return job
 
 

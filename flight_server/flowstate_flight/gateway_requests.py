@@ -15,9 +15,10 @@ from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, ViewInfo
 from flowstate.view.freshness import Freshness, wait_of
 from flowstate.view.rights import ANYBODY, Principal
-from flowstate_flight.actions import GATEWAY
+from flowstate_flight.actions import CONTROL, GATEWAY
 from flowstate_flight.answering import shape
 from flowstate_flight.client import FlightReader
+from flowstate_flight.controlling import controlled
 from flowstate_flight.expression import columns_to_read, decode_filter
 from flowstate_flight.requests import LookupStream, Requests
 from flowstate_flight.restricted import RestrictedReader
@@ -101,6 +102,14 @@ class GatewayRequests(Requests):
 
     def cut(self, job: str, timeout: float) -> dict[str, Any]:
         return self._whole.make_cut(timeout)
+
+    def actions(self) -> list[tuple[str, str]]:
+        return [each for each in super().actions() if each[0] not in CONTROL or self._who.may("control")]
+
+    def control(self, kind: str, job: str) -> dict[str, Any]:
+        if not self._who.may("control"):
+            raise self._no_action(kind)
+        return controlled(self._whole, kind)
 
     def status(self) -> dict[str, Any]:
         """Per job what is known of it, with the partitions that did not answer lately."""

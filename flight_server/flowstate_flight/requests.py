@@ -17,7 +17,7 @@ from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, LivePartition, ViewInfo
 from flowstate.view.freshness import LATEST, Freshness, wait_of
 from flowstate.view.rights import ANYBODY, Principal
-from flowstate_flight.actions import ACTIONS, cut_asked, directory_asked, ipc_stream
+from flowstate_flight.actions import ACTIONS, CONTROL, cut_asked, directory_asked, ipc_stream, job_asked
 from flowstate_flight.answering import shape
 from flowstate_flight.auth import INTERNAL
 from flowstate_flight.expression import columns_to_read, decode_filter
@@ -38,6 +38,8 @@ class Requests:
         self.pinged: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self.partial_handler: PartialHandler | None = None
         self.sinks: Callable[[], Mapping[tuple[str, int], list[dict[str, Any]]]] | None = None
+        self.controller: Callable[[str, str], dict[str, Any]] | None = None
+        self.anybody_stops = True
         self._seen: dict[str, SeenRequests] = {}
 
     def close(self) -> None:
@@ -253,6 +255,10 @@ class Requests:
         if kind == "ping":
             asked = read_json(body or b"{}", "body of the action")
             return json.dumps(self.pinged(asked) if self.pinged is not None else {}).encode()
+        if kind in CONTROL:
+            if kind == "stop" and not self.anybody_stops:
+                raise InvalidFlow("everybody who reaches this address may read here; nobody stops a job by it")
+            return json.dumps(self.control(kind, self.directory(job_asked(kind, body)).job)).encode()
         raise self._no_action(kind)
 
     def _no_action(self, kind: str) -> InvalidFlow:
@@ -263,6 +269,12 @@ class Requests:
         if self.cutter is None:
             raise Unavailable("this service is part of no running job, so it can make no cut", job=job)
         return self.cutter(job, timeout)
+
+    def control(self, kind: str, job: str) -> dict[str, Any]:
+        """What the supervisor of `job` answers to an action of `CONTROL`."""
+        if self.controller is None:
+            raise Unavailable("this service is part of no running job, so nobody is here to be asked", job=job)
+        return self.controller(kind, job)
 
     def status(self) -> dict[str, Any]:
         """What is hosted here, by job. To those who may control a job: also how the sinks of each partition are doing."""
@@ -305,12 +317,17 @@ class SeenRequests(Requests):
         return row_filter(self.who, view)
 
     def actions(self) -> list[tuple[str, str]]:
-        return [each for each in ACTIONS if each[0] != "ping"]
+        hidden = ("ping",) if self.who.may("control") else ("ping", *CONTROL)
+        return [each for each in ACTIONS if each[0] not in hidden]
 
     def action(self, kind: str, body: bytes) -> bytes:
-        if kind == "ping":  # the supervisor's, and nobody else's
+        # pings are the supervisor's, and nobody else's
+        if kind == "ping" or (kind in CONTROL and not self.who.may("control")):
             raise self._no_action(kind)
         return super().action(kind, body)
+
+    def control(self, kind: str, job: str) -> dict[str, Any]:
+        return self.whole.control(kind, job)
 
     def cut(self, job: str, timeout: float) -> dict[str, Any]:
         return self.whole.cut(job, timeout)

@@ -22,6 +22,7 @@ from flowstate_flight.auth import (
     INTERNAL,
     Admits,
     caller_of,
+    is_loopback,
     location_of,
     principal_of,
     server_options,
@@ -59,6 +60,7 @@ class Service:
         pyarrow's FlightServerBase. Raises Unavailable if the port is taken, InvalidFlow for what must be mended."""
         self.requests = requests
         self.guarded = not (access is None or isinstance(access, str))
+        requests.anybody_stops = access != "none" or is_loopback(host)
         self.closing = False
         self._lock = threading.Lock()
         self._exchange_handler: ExchangeHandler | None = None
@@ -139,6 +141,10 @@ class FlightService(Service):
     def set_sinks_handler(self, handler: Callable[[], Mapping[tuple[str, int], list[dict[str, Any]]]] | None) -> None:
         """Who tells how the sinks of the partitions here are doing, by (job, partition), each list in the order of the flow's sinks."""
         self.requests.sinks = handler
+
+    def set_control_handler(self, handler: Callable[[str, str], dict[str, Any]] | None) -> None:
+        """Who answers actions of `actions.CONTROL` about a job: (action, job) -> plain data."""
+        self.requests.controller = handler
 
     def set_cut_handler(self, handler: Callable[[str, float], dict[str, Any]] | None) -> None:
         """Who makes a consistent cut of a job within some seconds: ``{"cut": number, "position": {split: [offset, floors]}}``."""

@@ -37,6 +37,7 @@ from flowstate.source import warm_up as warm_up_readers
 from flowstate.state.kernels import warm_up
 from flowstate.store import Store
 from flowstate.view.directory import Directory
+from flowstate_flight.controlling import TIMES
 from flowstate_flight.partial import PartialHandler
 from flowstate_flight.server import FlightService
 
@@ -91,6 +92,7 @@ class Host(WorkerPlugin):
         self.service.set_ping_handler(self.pinged)
         self.service.set_cut_handler(self.make_cut)
         self.service.set_sinks_handler(self.sinks)
+        self.service.set_control_handler(self.control)
         self.service.set_partial_handler(self.answer_partial)
         self._urgent = asyncio.Event()
         self._warming = threading.Thread(target=_warm_up, name="flowstate-warm-up", daemon=True)
@@ -287,13 +289,20 @@ class Host(WorkerPlugin):
 
     def make_cut(self, job: str, timeout: float) -> dict[str, Any]:
         """A reader's wish for a consistent cut, passed on to the supervisor."""
-        asking = self.worker.scheduler.flowstate_request(operation="cut", job=job, timeout=timeout)
+        return self._of_supervisor(job, timeout + 1.0, operation="cut", timeout=timeout)
+
+    def control(self, kind: str, job: str) -> dict[str, Any]:
+        """What the supervisor says of a job, or does with it, for somebody who may control it."""
+        return self._of_supervisor(job, TIMES[kind], operation={"overview": "status"}.get(kind, kind))
+
+    def _of_supervisor(self, job: str, seconds: float, **asked: Any) -> dict[str, Any]:
+        asking = self.worker.scheduler.flowstate_request(job=job, **asked)
         future = asyncio.run_coroutine_threadsafe(asking, self.worker.loop.asyncio_loop)
         try:
-            answer = future.result(timeout + 1.0)
+            answer = future.result(seconds)
         except (TimeoutError, OSError) as error:
             future.cancel()
-            raise Unavailable("the supervisor does not answer, so no cut can be made", job=job) from error
+            raise Unavailable(f"the supervisor does not answer to {asked['operation']}", job=job) from error
         return dict(unwrap(answer))
 
     def sinks(self) -> dict[tuple[str, int], list[dict[str, Any]]]:
