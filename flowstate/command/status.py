@@ -17,6 +17,7 @@ from flowstate.command.ask import say
 from flowstate.command.place import Place
 from flowstate.command.rows import cells, is_number, json_rows, table_text, write, write_rows
 from flowstate.errors import FlowstateError, InvalidFlow
+from flowstate.view import troubles
 from flowstate.view.answer import Answer
 from flowstate.view.freshness import Freshness
 from flowstate.view.rights import ANYBODY
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Seconds within which a partition that is not late comes to where another one was.
 LATE = 1.0
-#: Seconds that rows wait for a sink before that is told as trouble.
-WAITING = 60.0
 #: Seconds for which the reason is looked for why a partition does not answer.
 WHY = 1.0
 
@@ -61,12 +60,12 @@ def status(place: Place, kind: str) -> None:
         tables = {name: table(system, name) for name in _TABLES}
         if answer is not None:
             tables = _filled(tables, answer)
-        troubles = [*_away(place, tables["partitions"]), *_late(system, tables), *_sinks(tables["sinks"])]
+        wrong = [*_away(place, tables["partitions"]), *_late(system, tables), *_sinks(tables["sinks"])]
         directory = reader.directory()
     if kind == "json":
-        write(_json(directory.job, troubles, tables) + b"\n")
+        write(_json(directory.job, wrong, tables) + b"\n")
     else:
-        _text(directory.job, list(directory.views), troubles, tables, saved is not None)
+        _text(directory.job, list(directory.views), wrong, tables, saved is not None)
 
 
 def _filled(tables: Mapping[str, pa.Table], answer: Answer) -> dict[str, pa.Table]:
@@ -117,13 +116,11 @@ def _away(place: Place, partitions: pa.Table) -> Iterator[str]:
     """A sentence for each partition that is not live."""
     rows = [each for each in partitions.to_pylist() if each["state"] != "live"]
     if rows and len(rows) == partitions.num_rows:
-        yield "the job is down: no partition is live"
+        yield troubles.DOWN
     now = SystemClock().wall()
     for row in rows:
-        said = "is away, and nothing that it saved can be read from here"
-        if row["as_of"] is not None:
-            said = f"is away; what it saved {now - row['as_of'].timestamp():.0f} s ago answers"
-        yield f"partition {row['partition']} {said}: {_why(place, row['partition'])}"
+        saved = None if row["as_of"] is None else now - row["as_of"].timestamp()
+        yield troubles.away(row["partition"], _why(place, row["partition"]), saved)
 
 
 def _why(place: Place, partition: int) -> str:
@@ -161,33 +158,27 @@ def _late(system: SystemReader, tables: Mapping[str, pa.Table]) -> Iterator[str]
         for number, offset in sorted(each.items()):
             missing = farthest.get(split, offset) - offset
             if missing > 0:
-                yield (
-                    f"partition {number} is late: in split {split} it is {missing} before where another one was {LATE:.0f} s ago"
-                )
+                yield troubles.late(number, split, missing, LATE)
 
 
 def _sinks(sinks: pa.Table) -> Iterator[str]:
     """A sentence for each sink that does not take its rows."""
     for row in sinks.to_pylist():
-        name = f"sink {row['sink']} ({row['kind']} of {row['view']} to {row['url']}) of partition {row['partition']}"
-        if row["problem"]:
-            yield f"{name}: {row['problem']}"
-        elif (row["waiting_seconds"] or 0.0) > WAITING:
-            yield f"{name} has not taken what waits for it for {row['waiting_seconds']:.0f} s"
-        if row["rejected"]:
-            yield f"{name}: {row['rejected']} rows were refused for good; job.rejected() has them"
+        name = f"{row['sink']} ({row['kind']} of {row['view']} to {row['url']})"
+        waits = {"waiting": row["waiting_seconds"], "rejected": row["rejected"]}
+        yield from troubles.sink(name, row["partition"], problem=row["problem"], **waits)
 
 
-def _json(job: str, troubles: list[str], tables: Mapping[str, pa.Table]) -> bytes:
+def _json(job: str, wrong: list[str], tables: Mapping[str, pa.Table]) -> bytes:
     """One object: ``{"job", "troubles": [sentences], "partitions": [rows], "positions", "snapshots", "sinks"}``."""
-    head = json.dumps({"job": job, "troubles": troubles}, ensure_ascii=False, separators=(",", ":")).encode()
+    head = json.dumps({"job": job, "troubles": wrong}, ensure_ascii=False, separators=(",", ":")).encode()
     parts = [f'"{name}":['.encode() + b",".join(json_rows(each)) + b"]" for name, each in tables.items()]
     return head[:-1] + b"," + b",".join(parts) + b"}"
 
 
-def _text(job: str, views: list[str], troubles: list[str], tables: Mapping[str, pa.Table], stored: bool) -> None:
+def _text(job: str, views: list[str], wrong: list[str], tables: Mapping[str, pa.Table], stored: bool) -> None:
     lines = [f"job {job!r}, views {', '.join(views)}"]
-    lines += [f"! {each}" for each in troubles] or ["every partition is live, and none is late"]
+    lines += [f"! {each}" for each in wrong] or ["every partition is live, and none is late"]
     write("".join(line + "\n" for line in lines).encode())
     for name, each in tables.items():
         if name == "snapshots":
