@@ -21,6 +21,7 @@ from flowstate.clock import SystemClock
 from flowstate.errors import Fenced, Unavailable
 from flowstate.runtime.aside import aside_pool
 from flowstate.runtime.contents import Frozen
+from flowstate.runtime.counted import CountedPartition
 from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.kept import BUDGET
 from flowstate.runtime.lease import Lease
@@ -29,7 +30,7 @@ from flowstate.runtime.pump import Pump
 from flowstate.runtime.reply import unwrap
 from flowstate.runtime.saving import Saver
 from flowstate.runtime.security import Security
-from flowstate.runtime.serving import RECKON_LATEST, RECKON_SHARE, ServedPartition
+from flowstate.runtime.serving import RECKON_LATEST, RECKON_SHARE
 from flowstate.runtime.status import describe, sinks_of
 from flowstate.runtime.table import Table
 from flowstate.snapshot.record import SplitRecords
@@ -69,7 +70,7 @@ class Host(WorkerPlugin):
         self.lock = threading.Lock()
         self.specs: dict[tuple[str, int], JobSpec] = {}
         self.pumps: dict[tuple[str, int], Pump] = {}
-        self.served: dict[tuple[str, int], ServedPartition] = {}
+        self.served: dict[tuple[str, int], CountedPartition] = {}
         self.links: dict[tuple[Pump, str], ClientLink] = {}
         self.locals: dict[Pump, LocalPort] = {}
         self.stopping = False
@@ -131,7 +132,7 @@ class Host(WorkerPlugin):
         store = Store.open(spec.snapshots, **spec.storage_options)
         saver = Saver(spec, partition, epoch, store, self.clock)
         pump = Pump(spec, partition, epoch, saver, SplitRecords(store), self, self.pool, self.clock)
-        served = ServedPartition(pump, self.clock, self.check_lease)
+        served = CountedPartition(pump, self.clock, self.check_lease)
         with self.lock:
             before = self.pumps.get((spec.name, partition))
             if before is not None and (before.spec.run, before.epoch) >= (run, epoch):

@@ -141,6 +141,11 @@ class Intake:
         finally:
             reader.close()
 
+    def known_end(self, source: int, split: str) -> int | None:
+        """Where a split that is read here ends now, if its reader can tell that at a look. From any thread."""
+        reader = self._readers.get((source, False))
+        return None if reader is None else reader.known_end(split)
+
     def close(self) -> None:
         for reader in self._readers.values():
             reader.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cloudpickle
@@ -27,6 +27,7 @@ from flowstate.runtime.coordinator import (
     Tell,
 )
 from flowstate.runtime.cuts import Cuts
+from flowstate.runtime.journal import Journal
 from flowstate.runtime.overview import overview
 from flowstate.runtime.stored import view_info
 from flowstate.runtime.table import SplitEntry
@@ -58,6 +59,8 @@ class RunningJob:
         self.new = dict(beginning.new)
         self._discovery = beginning.discovery
         self.state, self.problems = "running", dict[str, str]()
+        self.journal = Journal(clock)
+        self.journal.note("began", f"run {spec.run} began, with {spec.partitions} partitions")
         if beginning.drained:
             self.problems["drained"] = (
                 "drain() has ended these splits for good, rows that came later are not read; to go on, start a job with another "
@@ -99,6 +102,7 @@ class RunningJob:
             self._tell([worker])
         if self.coordinator.finished and not self.new and self.state == "running":
             self.state, self._next_cut = "finished", self.clock.monotonic()
+            self.journal.note("finished", "everything is read to its end")
 
     # requests
 
@@ -127,6 +131,7 @@ class RunningJob:
         if self.state in ("stopped", "fenced"):
             return
         self.state = state
+        self.journal.note("ended", f"the job was {state}")
         addresses = list(self.coordinator.workers)
         drop = {"job": self.spec.name, "run": self.spec.run}
         await asyncio.gather(*(self._ask(each, "flowstate_drop_job", **drop) for each in addresses))
@@ -141,7 +146,9 @@ class RunningJob:
 
     # instructions
 
-    def _carry_out(self, instructions: Iterable[Instruction]) -> None:
+    def _carry_out(self, instructions: Sequence[Instruction]) -> None:
+        if instructions:
+            self.journal.look(self.coordinator.members.values())
         for each in instructions:
             match each:
                 case Claim():

@@ -130,5 +130,8 @@ class _ArrowReader(SourceReader):
             raise InternalError("asked for the end of a split that is not assigned", split=split)
         return int(self._logs[split].num_rows)
 
+    def known_end(self, split: str) -> int | None:
+        return int(self._logs[split].num_rows) if split in self._offsets else None
+
     def close(self) -> None:
         self._offsets.clear()

@@ -89,6 +89,11 @@ class SourceReader(ABC):
     def end_offset(self, split: str) -> int:
         """The present end of an assigned split: every row before it can be read now (used by `drain` and for lag)."""
 
+    def known_end(self, split: str) -> int | None:
+        """As `end_offset`, if it can be told at a look, without asking a log that is elsewhere; else, or if it is not assigned, None. For
+        lag, so from any thread, and of any moment of the last seconds."""
+        return None
+
     @abstractmethod
     def close(self) -> None: ...
 

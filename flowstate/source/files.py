@@ -53,6 +53,8 @@ class Log(Protocol):
 
     def end(self) -> int: ...
 
+    def known_end(self) -> int | None: ...
+
     def close(self) -> None: ...
 
 
@@ -215,6 +217,10 @@ class FilesReader(SourceReader):
         if log is None:
             raise InternalError("asked for the end of a split that is not assigned", split=split)
         return log.end()
+
+    def known_end(self, split: str) -> int | None:
+        log = self._logs.get(split)
+        return None if log is None else log.known_end()
 
     def close(self) -> None:
         for name in list(self._logs):

@@ -159,6 +159,9 @@ class ColumnarLog:
         assert self._info.end is not None
         return self._info.end
 
+    def known_end(self) -> int | None:
+        return self._info.end
+
     def close(self) -> None:
         if self._opened is not None:
             self._opened.__exit__()

@@ -74,6 +74,16 @@ class SplitContent:
             content.close()
         return end if self._follows else at
 
+    def known_end(self) -> int | None:
+        """The size of a plain file on this machine, with a line that is still being written."""
+        if not self._storage.local or self._storage.compression(self._path):
+            return None
+        try:
+            stat = self._storage.stat(self._path)
+        except OSError:
+            return None
+        return None if stat is None else stat.size
+
     def _ends_in_the_middle(self, at: int) -> CorruptData:
         return CorruptData(
             "the compressed file ends in the middle; restore it from its origin, or pass follow=True if it is being written",

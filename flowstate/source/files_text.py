@@ -77,6 +77,9 @@ class TextLog:
     def end(self) -> int:
         return self._info.end if self._info.end is not None else self._content.end()
 
+    def known_end(self) -> int | None:
+        return self._info.end if self._info.end is not None else self._content.known_end()
+
     def close(self) -> None:
         self._content.close()
 

@@ -23,6 +23,7 @@ once in the log.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -167,6 +168,7 @@ class KafkaReader(SourceReader):
         self._skips_lost = source.skips_lost
         self._splits: dict[int, _Split] = {}
         self._names: dict[str, int] = {}
+        self._ending, self._closed = threading.Lock(), False
 
     def assign(self, split: SplitInfo, offset: int) -> None:
         self.unassign(split.name)
@@ -391,6 +393,19 @@ class KafkaReader(SourceReader):
             raise InternalError("asked for the end of a split that is not assigned", split=split)
         return self._outages.end_offset(self._consumer, self._topic, self._names[split])
 
+    def known_end(self, split: str) -> int | None:
+        with self._ending:  # a client that is just being closed must not be asked
+            partition = self._names.get(split)
+            if partition is None or self._closed:
+                return None
+            try:
+                known = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+            except KafkaException:
+                return None
+        return int(known[1]) if known and known[1] >= 0 else None
+
     def close(self) -> None:
+        with self._ending:
+            self._closed = True
         self._fetcher.close()
         self._consumer.close()

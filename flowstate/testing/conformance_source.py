@@ -133,6 +133,9 @@ def check_source(
     for each in splits.values():
         reader.assign(each, each.start)
     ends = {name: reader.end_offset(name) for name in splits}
+    for name, end in ends.items():
+        known = reader.known_end(name)
+        check.that(known is None or known == end, "known_end and end_offset differ", known=known, offset=end)
     for name, each in splits.items():
         check.that(
             each.end is None or each.end == ends[name], "end and end_offset differ", end=each.end, offset=ends[name]
