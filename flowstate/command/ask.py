@@ -171,6 +171,19 @@ def status(where: Where, form: str, asking: Callable[[str], Place]) -> int:
     return 0
 
 
+def top(
+    where: Where,
+    *,
+    every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look for two seconds, which rates need, and end.")] = False,
+    form: str,
+    asking: Callable[[str], Place],
+) -> int:
+    from flowstate.command.top import top
+
+    return top(asking(where), every, once, form)
+
+
 def snapshots(
     where: Annotated[
         str, typer.Argument(metavar="WHERE", help="The folder or URL of the snapshots.", show_default=False)
@@ -195,6 +208,9 @@ HELP: dict[Callable[..., int], str] = {
     "It also ends, with exit code 0, when nobody reads its output any more." + CODES,
     views: "The views of a job: their columns, types and keys." + CODES,
     status: "What is away, late or refused, and why; then partitions, positions, sinks and snapshots." + CODES,
+    top: "A job as it is, again and again: throughput, lag, watermarks, keys, memory, snapshots, sinks, and in words what is away, late or "
+    "refused, and why.\n\nThe job is followed when it moves. q or Ctrl-C ends it. Where nobody sees it, a line a look. "
+    "Who may not control the job sees less." + CODES,
     snapshots: "The saved snapshots of all partitions at one position, oldest first." + CODES,
 }
 

@@ -24,7 +24,9 @@ def main() -> None:
     import dask
 
     # Before distributed is imported, which sets its loggers up by this. What matters is told by the command and by flowstate's own log.
-    dask.config.config.setdefault("logging", {}).update({"distributed": "error", "tornado.application": "critical"})
+    dask.config.config.setdefault("logging", {}).update(
+        {"distributed": "error", "distributed.nanny": "critical", "tornado.application": "critical"}
+    )
     from dask.cli import cli
     from distributed.cli import dask_scheduler, dask_worker
 

@@ -59,7 +59,7 @@ def status(place: Place, kind: str) -> None:
             answer = Answer.of(reader.scan(view, reader.info(view).schema.names[:1], limit=0).schema)
         tables = {name: table(system, name) for name in _TABLES}
         if answer is not None:
-            tables = _filled(tables, answer)
+            tables = filled(tables, answer)
         wrong = [*_away(place, tables["partitions"]), *_late(system, tables), *_sinks(tables["sinks"])]
         directory = reader.directory()
     if kind == "json":
@@ -68,7 +68,7 @@ def status(place: Place, kind: str) -> None:
         _text(directory.job, list(directory.views), wrong, tables, saved is not None)
 
 
-def _filled(tables: Mapping[str, pa.Table], answer: Answer) -> dict[str, pa.Table]:
+def filled(tables: Mapping[str, pa.Table], answer: Answer) -> dict[str, pa.Table]:
     """With what a read of everything was told of partitions that tell nothing themselves: a gateway answers for those that are away, but
     only for all together, and saved state that is large is read more slowly than a partition is asked."""
     known = {part.partition: part for part in answer.parts}

@@ -1,0 +1,263 @@
+"""How a job is at one moment, in plain data: what ``flowstate top`` shows, whoever told it.
+
+Times are Unix seconds, watermarks microseconds. What is not known is None: only the supervisor knows rows, keys and queries, and only those
+who may control a job are told by it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flowstate.view import troubles
+
+#: Seconds over which rates are taken. Workers report four times a second, so less would jump.
+SPAN = 4.0
+#: Seconds within which a partition that is not late comes to where another one was.
+LATE = 1.0
+#: Watermarks beyond this are no times: of splits that have not begun, or have ended.
+NO_TIME = 1 << 55
+
+
+@dataclass(frozen=True)
+class PartitionSight:
+    """`rows` were applied by this incarnation, `queries` answered; `waiting` are messages of others that are not applied yet."""
+
+    number: int
+    state: str
+    epoch: int = 0
+    place: str = ""
+    rows: int | None = None
+    keys: int | None = None
+    bytes: int | None = None
+    queries: int | None = None
+    waiting: int | None = None
+    watermark: int | None = None
+    saved_at: float | None = None
+    position: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SplitSight:
+    """`offset`: up to where every partition has applied it; `behind`: how far that is before the farthest one; `lag`: before its end."""
+
+    split: str
+    label: str
+    reader: int | None
+    offset: int
+    behind: int
+    lag: int | None = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """`troubles` are sentences; `told` says by whom it is known: live, without the supervisor, or saved."""
+
+    at: float
+    job: str
+    state: str
+    run: int | None = None
+    workers: int | None = None
+    snapshot: int | None = None
+    saved_at: float | None = None
+    partitions: tuple[PartitionSight, ...] = ()
+    splits: tuple[SplitSight, ...] = ()
+    sinks: tuple[Mapping[str, Any], ...] = ()
+    troubles: tuple[str, ...] = ()
+
+    def total(self, name: str) -> int | None:
+        """Of all partitions; None if nobody knows."""
+        known = [each for each in (getattr(part, name) for part in self.partitions) if each is not None]
+        return sum(known) if known else None
+
+    @property
+    def watermark(self) -> int | None:
+        """The least; None before the first event time, and at the end."""
+        known = [each.watermark for each in self.partitions if each.watermark is not None]
+        return min(known) if known and len(known) == len(self.partitions) else None
+
+
+def of_overview(told: Mapping[str, Any], now: float) -> Sight:
+    """What the supervisor says (`Job.status`)."""
+    saved = told.get("saved_cut") or {}
+    parts = tuple(
+        _partition(int(number), member, told.get("workers", {}))
+        for number, member in sorted(told["partitions"].items(), key=lambda each: int(each[0]))
+    )
+    sinks = [
+        {
+            "sink": sink,
+            "partition": int(number),
+            "view": each.get("table"),
+            "waiting_seconds": each.get("oldest"),
+            **each,
+        }
+        for number, member in told["partitions"].items()
+        for sink, each in enumerate((member.get("report") or {}).get("sinks", ()))
+    ]
+    ends: dict[str, int] = {}
+    for member in told["partitions"].values():
+        ends |= (member.get("report") or {}).get("lag") or {}
+    splits = tuple(splits_of(parts, told.get("splits", {}), ends))
+    wrong = [*_of_job(told), *(line for each in parts for line in _of_partition(each, told)), *of_sinks(sinks)]
+    return Sight(
+        now,
+        told["name"],
+        told["state"],
+        told.get("run"),
+        len(told.get("workers", {})),
+        saved.get("number"),
+        saved.get("at"),
+        parts,
+        splits,
+        tuple(sinks),
+        tuple(wrong),
+    )
+
+
+def _partition(number: int, member: Mapping[str, Any], workers: Mapping[str, str]) -> PartitionSight:
+    report = member.get("report") or {}
+    state = member["state"]
+    if state == "starting" and report.get("epoch") == member["epoch"]:
+        state = str(report["state"])
+    if state in ("live", "ended") and report.get("filling"):
+        state = "catching up"
+    found = PartitionSight(number, state, member["epoch"], workers.get(str(member["worker"]), ""))
+    if "position" not in report or report.get("epoch") != member["epoch"]:
+        return found
+    watermark = report["watermark"]
+    return replace(
+        found,
+        rows=report["rows"],
+        keys=sum(report["keys"].values()),
+        bytes=report.get("bytes"),
+        queries=report.get("queries"),
+        waiting=report["waiting"],
+        watermark=watermark if abs(watermark) < NO_TIME else None,
+        saved_at=report["snapshot"]["at"] or None,
+        position={split: place[0] for split, place in report["position"].items()},
+    )
+
+
+def splits_of(
+    parts: Sequence[PartitionSight], known: Mapping[str, Any], ends: Mapping[str, int]
+) -> Iterator[SplitSight]:
+    """One for each split that somebody has a place in."""
+    places: dict[str, list[int]] = {}
+    for part in parts:
+        for split, offset in part.position.items():
+            places.setdefault(split, []).append(offset)
+    for split, offsets in sorted(places.items(), key=lambda each: str(known.get(each[0], {}).get("label") or each[0])):
+        entry = known.get(split, {})
+        least = min(offsets)
+        yield SplitSight(
+            split,
+            entry.get("label") or split,
+            entry.get("reader"),
+            least,
+            max(offsets) - least,
+            ends.get(split),
+        )
+
+
+def _of_job(told: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on the job as a whole."""
+    if told["state"] not in ("running", "finished"):
+        yield f"the job is {told['state']}"
+    for topic, text in told.get("problems", {}).items():
+        yield f"{topic}: {text}" if topic != "job" else str(text)
+    if told.get("paused"):
+        yield str(told["paused"])
+
+
+def _of_partition(part: PartitionSight, told: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on a partition that is not as it should be."""
+    member = told["partitions"][str(part.number)]
+    reason = f": {member['reason']}" if member.get("reason") else ""
+    match part.state:
+        case "failed":
+            if f"partition {part.number}" not in told.get("problems", {}):
+                yield f"partition {part.number} has failed for good{reason}"
+        case "vacant" | "claiming" if told["state"] == "running":
+            yield f"partition {part.number} is away, and a worker for it is looked for{reason}"
+        case "starting" | "loading" if told["state"] == "running":
+            yield f"partition {part.number} is coming up{' again' if part.epoch > 1 else ''}{reason}"
+    report = member.get("report") or {}
+    for topic, text in report.get("problems", {}).items():
+        yield f"partition {part.number}, {topic}: {text}"
+    for text in report.get("damaged", ()):
+        yield f"partition {part.number} went back to an older snapshot: {text}"
+
+
+def of_sinks(sinks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for each sink that does not take its rows. Rows as in ``flowstate_sinks``."""
+    for row in sinks:
+        name = f"{row['sink']} ({row['kind']} of {row['view']} to {row['url']})"
+        waits = {"waiting": row["waiting_seconds"], "rejected": row["rejected"]}
+        yield from troubles.sink(name, row["partition"], problem=row["problem"], **waits)
+
+
+class Course:
+    """What follows from several moments: rates, and who is late."""
+
+    def __init__(self) -> None:
+        self._seen: deque[Sight] = deque()
+
+    def add(self, sight: Sight) -> Sight:
+        """`sight` with what it says beside those before it."""
+        if self._seen and (self._seen[-1].job, self._seen[-1].run) != (sight.job, sight.run):
+            self._seen.clear()
+        self._seen.append(sight)
+        while len(self._seen) > 2 and sight.at - self._seen[1].at >= SPAN:
+            self._seen.popleft()
+        late = list(self._late(sight))
+        splits = {split for split, _ in late}  # in others they only reported at different moments
+        return replace(
+            sight,
+            troubles=(*sight.troubles, *(text for _, text in late)),
+            splits=tuple(each if each.split in splits else replace(each, behind=0) for each in sight.splits),
+        )
+
+    def rate(self, name: str, number: int | None = None) -> float | None:
+        """Of a count of a partition, or of all, in a second. An incarnation that has just come begins to count anew."""
+        if len(self._seen) < 2:
+            return None
+        first, last = self._seen[0], self._seen[-1]
+        if (seconds := last.at - first.at) <= 0:
+            return None
+        before = {(each.number, each.epoch): getattr(each, name) for each in first.partitions}
+        found = [
+            max(0, now - (before.get((each.number, each.epoch)) or 0)) / seconds
+            for each in last.partitions
+            if (now := getattr(each, name)) is not None and (number is None or each.number == number)
+        ]
+        return sum(found) if found else None
+
+    def advance(self, split: str) -> float | None:
+        """Offsets of a split in a second."""
+        if len(self._seen) < 2:
+            return None
+        first, last = self._seen[0], self._seen[-1]
+        before = {each.split: each.offset for each in first.splits}
+        now = {each.split: each.offset for each in last.splits}
+        if split not in before or split not in now or last.at <= first.at:
+            return None
+        return max(0.0, (now[split] - before[split]) / (last.at - first.at))
+
+    def _late(self, sight: Sight) -> Iterator[tuple[str, str]]:
+        """A split and a sentence for each partition that does not come in time to where another one was."""
+        before = next((each for each in reversed(self._seen) if sight.at - each.at >= LATE), None)
+        if before is None:
+            return
+        farthest: dict[str, int] = {}
+        for part in before.partitions:
+            for split, offset in part.position.items():
+                farthest[split] = max(offset, farthest.get(split, offset))
+        labels = {each.split: each.label for each in sight.splits}
+        for part in sight.partitions:
+            for split, offset in sorted(part.position.items()):
+                missing = farthest.get(split, offset) - offset
+                if missing > 0:
+                    yield split, troubles.late(part.number, labels.get(split, split), missing, sight.at - before.at)
