@@ -18,7 +18,7 @@ DATA ?=
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup demo test lint bench scenarios chaos clean
+.PHONY: help setup demo test lint docs bench scenarios chaos clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml
 			|| { rm -rf $(VENV) && "$$found" -m venv --without-pip $(VENV) && "$$found" -m pip --python $(PYTHON) install -q pip; } \
 			|| { echo "could not make a virtual environment: install Python's venv module or pip" >&2; exit 1; }; \
 	fi
-	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[s3,demo,test,lint,bench]'
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[s3,demo,test,lint,docs,bench]'
 	@echo "compiling the kernels, once per machine"
 	@$(PYTHON) -c 'from flowstate import source; from flowstate.state import kernels; kernels.warm_up(); source.warm_up()'
 	@touch $(STAMP)
@@ -55,6 +55,10 @@ lint: $(STAMP) ## Check style, format, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy flowstate flight_server/flowstate_flight flight_server/flowstate_http sql/flowstate_sql examples
 	$(BIN)/lint-imports --no-cache
+
+docs: $(STAMP) ## Make the book of docs/ in .cache/site; warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open .cache/site/index.html"
 
 bench: $(STAMP) ## Measure; ARGS= goes to the benchmarks
 	@exec $(PYTHON) -m benchmarks $(ARGS)
