@@ -210,6 +210,11 @@ def test_explain_tells_the_flow() -> None:
         "scan_kafka", "filter", "group_by", "view", "final", "sink_parquet"
     ]  # fmt: skip
     assert "total decimal128(38, 2)" in text
+    scan = scan_files("a.jsonl", schema=SCHEMA, event_time="at", lateness="1h30m")
+    rolling = window("at", every="15m", offset="-5m", grace="1d", keep="36h")
+    lines = scan.group_by("kind", slot=rolling).agg(n=length()).view("v").explain().splitlines()
+    assert lines[0].startswith("scan_files('a', event_time='at', lateness='1h30m'): ")
+    assert "slot=window('at', every='15m', offset='-5m', grace='1d', keep='1d12h')" in lines[1]
 
 
 @pytest.mark.parametrize(

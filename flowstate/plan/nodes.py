@@ -16,7 +16,7 @@ from flowstate.plan.evaluate import Step
 from flowstate.plan.expr import Aggregate, Expr, col, to_expr
 from flowstate.plan.schema import check_columns, check_key, check_name, check_unique
 from flowstate.plan.spec import DEAD_LETTER_SCHEMA, EPOCH, REVISION, ScanSpec
-from flowstate.plan.window import Window, WindowSpec
+from flowstate.plan.window import Period, Window, WindowSpec, duration_text, period_text
 
 
 class Node:
@@ -57,6 +57,8 @@ class Scan(Node):
 
     def __str__(self) -> str:
         event_time = "" if self.spec.event_time is None else f", event_time={self.spec.event_time!r}"
+        if self.spec.lateness:
+            event_time += f", lateness={duration_text(self.spec.lateness)!r}"
         return f"scan_{self.spec.kind}({self.spec.name!r}{event_time}): {columns_text(self.schema)}"
 
 
@@ -109,7 +111,7 @@ class Grouped(Node):
     def __str__(self) -> str:
         keys = [f"{name}={expr}" for name, expr in self.keys]
         if self.window is not None:
-            keys.append(f"{self.window.name}=window({self.window_column!r}, every={str(self.window.every)!r})")
+            keys.append(f"{self.window.name}={window_text(self.window, self.window_column)}")
         aggregates = ", ".join(f"{name}={aggregate}" for name, aggregate in self.aggregates)
         return f"group_by({', '.join(keys)}).agg({aggregates}): {columns_text(self.schema)}"
 
@@ -291,6 +293,19 @@ def _refuse_window(value: Any, what: str) -> Expr:
     if isinstance(value, Aggregate):
         raise InvalidFlow(f"{what} takes no aggregate; write group_by(...).agg(...)", aggregate=str(value))
     return to_expr(value)
+
+
+def window_text(window: WindowSpec, column: str | None) -> str:
+    """As a flow writes it."""
+    options = [f"every={period_text(window.every)!r}"]
+    if window.offset != Period():
+        options.append(f"offset={period_text(window.offset)!r}")
+    options += [
+        f"{name}={duration_text(value)!r}"
+        for name, value in (("grace", window.grace), ("keep", window.keep))
+        if value is not None
+    ]
+    return f"window({column!r}, {', '.join(options)})"
 
 
 def scan_of(node: Node) -> Scan:

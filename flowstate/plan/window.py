@@ -46,6 +46,16 @@ def duration(text: Duration) -> int:
     return sum(number * _MICROSECONDS[unit] for number, unit in _parts(text, _MICROSECONDS, "us, ms, s, m, h, d, w"))
 
 
+def duration_text(micros: int) -> str:
+    """`duration`, the other way round: ``"1h30m"``."""
+    parts = []
+    for unit in ("d", "h", "m", "s", "ms", "us"):
+        number, micros = divmod(micros, _MICROSECONDS[unit])
+        if number:
+            parts.append(f"{number}{unit}")
+    return "".join(parts) or "0s"
+
+
 def _parts(text: str, units: dict[str, int], known: str) -> list[tuple[int, str]]:
     parts = [(int(number), unit) for number, unit in _PART.findall(text)] if isinstance(text, str) else []
     if not parts or "".join(f"{number}{unit}" for number, unit in parts) != re.sub(r"(?<!\d)0+(?=\d)", "", text):
@@ -77,6 +87,13 @@ class Period:
         ]
         text = "".join(f"{abs(number)}{unit}" for number, unit in written if number)
         return ("-" if min(self.months, self.days, self.microseconds) < 0 else "") + (text or "0s")
+
+
+def period_text(period: Period) -> str:
+    """As somebody would write it: ``"15m"``, where ``str`` counts microseconds."""
+    if period.microseconds and not (period.months or period.days):
+        return ("-" if period.microseconds < 0 else "") + duration_text(abs(period.microseconds))
+    return str(period)
 
 
 def every_period(text: str | datetime.timedelta) -> Period:
