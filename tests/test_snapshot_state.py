@@ -117,6 +117,32 @@ def test_nothing_changed_writes_nothing() -> None:
     assert save(store, 3, {"t": []}, first).segments == {}
 
 
+@pytest.mark.parametrize("changed", [1, 100])
+def test_segments_stay_few_and_what_is_written_stays_in_proportion(changed: int) -> None:
+    """State that grows for long, a little with every save, while some older chunks change (none, some, any of them)."""
+    store, chance = memory(), random.Random(changed)
+    chunks: list[Chunk] = []
+    previous: SavedState | None = None
+    needed = written = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "LARGE", 2000)
+        for number in range(1, 151):
+            again = {len(chunks) - chance.randint(1, min(changed, len(chunks))) for _ in range(3) if chunks}
+            for index in again:
+                chunks[index] = replace(chunks[index], version=number)
+            chunks += [Chunk(len(chunks) + place, number) for place in range(3)]
+            needed += 10 * (len(again) + 3)
+            before, previous = previous, save(store, number, {"t": chunks}, previous)
+            new = previous.segments.keys() - (before.segments.keys() if before else set())
+            assert len(new) == 1, "one object for each save"
+            written += sum(previous.segments[path] for path in new)
+            # Of each eightfold size up to 2000 rows, and of large ones, of which at least half is wanted.
+            assert len(previous.segments) <= 4 * (segment.MANY + 1) + 2 * 10 * len(chunks) // 2000
+            assert sum(previous.segments.values()) <= 2 * 10 * len(chunks)
+    assert load_tables(store, previous) == expected({"t": chunks}) if previous else False
+    assert written <= 4 * needed
+
+
 def test_chunk_ids_of_another_incarnation_are_not_trusted() -> None:
     """After a restart a table begins to count its chunks anew: the same id and version may be another content."""
     store = memory()

@@ -2,7 +2,9 @@
 
 A segment is several IPC streams one after another; a stream holds chunks of one table. The manifest says where each stream begins, so that
 anyone can read one with a ranged read and plain Arrow. Segments are shared by the saves that follow: a chunk that has not changed is
-referred to where it is. When less than half of a segment's rows are still referred to, what is left is written anew.
+referred to where it is. What is still wanted of a segment is written anew, into the next one, when it is less than half of its rows; and
+when there are over `MANY` segments of about one size (up to `LARGE` rows), what is wanted of all of these. So segments are few, and a row
+that does not change is written again once for each eightfold size, at most: saves write in proportion to what has changed.
 
 Chunk ids mean something only within the life of a table, so a save refers only to segments of its own epoch. The first save of an
 incarnation writes everything.
@@ -26,6 +28,8 @@ from flowstate.snapshot.manifest import ChunkRef, SavedState
 from flowstate.store import Store
 
 STREAM_BYTES = 16 << 20
+MANY = 8  # segments of about one size
+LARGE = 1 << 20  # rows: segments that hold more are not written anew for being many
 _READERS = 4
 
 
@@ -121,11 +125,21 @@ def _kept(
     for ref in same.values():
         live[ref.segment] += ref.rows
     good = {
-        segment
+        segment: rows
         for segment, rows in live.items()
         if (save_of(segment) or (0, 0))[0] == epoch and 2 * rows >= previous.segments.get(segment, 0)
     }
-    return {key: ref for key, ref in same.items() if ref.segment in good}
+    sizes = Counter(_size(rows) for rows in good.values())
+    return {
+        key: ref
+        for key, ref in same.items()
+        if ref.segment in good and (good[ref.segment] > LARGE or sizes[_size(good[ref.segment])] <= MANY)
+    }
+
+
+def _size(rows: int) -> int:
+    """Sizes that differ by less than about eight times are one."""
+    return rows.bit_length() // 3
 
 
 def _write(chunks: Sequence[ChunkLike], streams: list[memoryview]) -> Iterator[_Written]:
