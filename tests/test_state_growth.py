@@ -101,3 +101,50 @@ def test_many_windows() -> None:
     assert table.lookup(rows(7, 1, 3).select(["customer", "month", "month_end"])).num_rows == 1
     assert table.expire(300) == 10 * 200
     assert table.lookup(rows(7, 1).select(["customer"])).column("total").to_pylist() == [7] * 200
+
+
+def tables_of_index(table: KeyedTable) -> int:
+    return sum(int((each.index.counts[:, 1] > 0).sum()) for each in table._windows.by_id.values())
+
+
+def test_the_index_grows_in_small_steps_and_nothing_is_lost_between_them() -> None:
+    table, block, count = KeyedTable(billing(True), seed=11), 8192, 500_000
+    asked, steps, before = np.random.default_rng(5), [], 1
+    for first in range(0, count, block):
+        table.apply(rows(first, block, month=first // block % 2))
+        steps.append(tables_of_index(table) - before)
+        before += steps[-1]
+        some = pa.array(asked.integers(0, first + block, 50)).cast(pa.string())
+        found = table.lookup(
+            pa.record_batch({"customer": pc.binary_join_element_wise("customer-", pc.utf8_lpad(some, 8, "0"), "")})
+        )
+        assert found.column("total").cast(pa.string()).to_pylist() == list(dict.fromkeys(some.to_pylist()))
+    # A table is split when it holds a few thousand keys, and not all tables when the index has doubled.
+    assert before > 100
+    assert max(steps) <= 8, steps
+
+
+def test_a_window_is_gone_at_once_and_views_of_it_stay() -> None:
+    table = KeyedTable(billing(True), seed=11)
+    for first in range(0, 100_000, 50_000):
+        table.apply(rows(first, 50_000, 0))
+        table.apply(rows(first, 50_000, 1))
+    view, alone = table.view(), KeyedTable(billing(True), seed=11)
+    for first in range(0, 100_000, 50_000):
+        alone.apply(rows(first, 50_000, 1))
+    assert table.expire(1) == 100_000
+    left, of_one = table.memory(), alone.memory()
+    assert {name: left[name] for name in ("index", "keys", "columns")} == {
+        name: of_one[name] for name in ("index", "keys", "columns")
+    }
+    # A window of the same number comes, with the same keys and other totals.
+    table.apply(rows(0, 1000, 5))
+    assert table.windows() == [(2, 100_000), (6, 1000)]
+    seen = pa.Table.from_batches(view.batches())
+    assert seen.num_rows == 200_000
+    assert pc.sum(seen.column("total")).as_py() == 2 * sum(range(100_000))
+    again = KeyedTable(billing(True), seed=11)
+    again.restore(each.state() for each in view.chunks)
+    assert again.windows() == [(1, 100_000), (2, 100_000)]
+    assert again.expire(1) == 100_000
+    assert pc.sum(pa.Table.from_batches(again.view().batches()).column("total")).as_py() == sum(range(100_000))

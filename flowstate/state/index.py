@@ -1,4 +1,4 @@
-"""The index of a keyed table: 64 open-addressing tables that grow one by one."""
+"""The index of one window: open-addressing tables that split one by one (extendible hashing: Fagin and others 1979)."""
 
 from __future__ import annotations
 
@@ -8,79 +8,75 @@ import numpy.typing as npt
 from flowstate.state.block import zeroed
 from flowstate.state.kernels import index as kernels
 
-_LEAST = 64  # slots
-_SMALL = 1024
-# Tables of one index fill alike; different limits make them grow one after the other instead of all at once.
-_LOADS = np.linspace(0.45, 0.7, kernels.TABLES)
+_LEAST = 64  # slots of the first table to begin with
+_SLOTS = 8192  # of tables that split, which takes a tenth of a millisecond
+_SLAB = 4 << 20  # bytes: so much memory for tables is had at once, at most
+# A table splits when between this part of its slots and twice that is taken, drawn from its number: so tables split one after the
+# other for ever, and not all of them whenever the index has doubled.
+_FULL = 0.375
+_GOLDEN = 0.6180339887498949
+
+_Words = npt.NDArray[np.uint64]
 
 
 class Index:
-    """Slots are words: tag and address of a record (see `kernels.index`). `directory` has address and mask of each table, `counts`
-    its entries and how many it may hold."""
+    """Slots are words: tag and address of a record (see `kernels.index`). `directory` has the address and the number of the table for
+    each pattern of hash bits, `counts` the entries of each table and how many it may hold; all tables have `slots` slots."""
 
     def __init__(self, head_words: int, seed: np.uint64) -> None:
         self._head_words, self._seed = head_words, seed
-        self.directory = np.zeros((kernels.TABLES, 2), np.uint64)
-        self.counts = np.zeros((kernels.TABLES, 2), np.int64)
-        # Tables of one size lie together, so that they fill huge pages.
-        self._regions: dict[int, npt.NDArray[np.uint8]] = {}
-        self._tables: list[npt.NDArray[np.uint8]] = [self._room(table, _LEAST * 8) for table in range(kernels.TABLES)]
-        for table, memory in enumerate(self._tables):
-            self._use(table, memory, 0)
+        self.slots = _LEAST
+        self._memory, self._left = 0, np.empty(0, np.uint64)
+        self._tables = [self._room(_LEAST)]
+        self._bits = [0]  # of each table: how many bits of the hash tell it from others
+        self.directory = np.array([[self._tables[0].ctypes.data, 0]], np.uint64)
+        self.counts = np.array([[0, self._limit(0)]], np.int64)
 
     @property
     def nbytes(self) -> int:
-        return sum(each.nbytes for each in self._tables)
+        return self._memory + self.directory.nbytes + self.counts.nbytes
 
-    def grow(self, table: int) -> None:
-        """Double one table, or quadruple a small one, so that a new index gets through its first keys in few steps."""
-        old = self._tables[table]
-        larger = old.nbytes * (4 if old.nbytes < _SMALL * 8 else 2)
-        self._move(table, self._room(table, larger), np.empty(0, np.uint8))
-        self._forget_regions()
+    def grow(self, value: int) -> None:
+        """Make room for a key with the hash `value`. The first table grows up to the size of tables, and then they split."""
+        if self.slots < _SLOTS:
+            old, self.slots = self._tables[0], min(_SLOTS, 4 * self.slots)
+            self._memory -= old.nbytes
+            self._tables[0] = new = self._room(self.slots)
+            self._move(old, new, new, 0)
+            self.directory[0, 0], self.counts[0, 1] = new.ctypes.data, self._limit(0)
+        else:
+            self._split(int(self.directory[(value >> kernels.FIRST_BIT) & (len(self.directory) - 1), 1]), value)
 
-    def purge(self, dead: npt.NDArray[np.uint8]) -> None:
-        """Drop the entries of the windows whose byte in `dead` is not 0; shrink the tables that they leave empty."""
-        self._regions = {}
-        for table, old in enumerate(self._tables):
-            if not self.counts[table, 0]:
-                continue
-            left = self._move(table, self._room(table, old.nbytes), dead)
-            slots = old.nbytes // 8
-            while slots > _LEAST and left < slots / 2 * _LOADS[table] * 0.75:
-                slots //= 2
-            if slots * 8 < old.nbytes:
-                self._move(table, self._room(table, slots * 8), np.empty(0, np.uint8))
-        self._forget_regions()
+    def _split(self, table: int, value: int) -> None:
+        """Those of the table's entries go to a new one whose hash has the next bit set."""
+        bits, other = self._bits[table], len(self._tables)
+        pattern = (value >> kernels.FIRST_BIT) & ((1 << bits) - 1)
+        if 1 << bits == len(self.directory):
+            self.directory = np.concatenate([self.directory, self.directory])
+        if other == len(self.counts):
+            self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
+        entries, low, high = self._tables[table].copy(), self._tables[table], self._room(_SLOTS)
+        low[:] = 0
+        moved = self._move(entries, low, high, kernels.FIRST_BIT + bits)
+        self._tables.append(high)
+        self._bits.append(bits + 1)
+        self._bits[table] += 1
+        self.directory[pattern | 1 << bits :: 2 << bits] = high.ctypes.data, other
+        self.counts[table, 0] -= moved
+        self.counts[other] = moved, self._limit(other)
 
-    def _room(self, table: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        """Zeros for a table of this size; each table may ask once per size between two purges."""
-        if nbytes not in self._regions:
-            self._regions[nbytes] = zeroed(nbytes * kernels.TABLES)
-        return self._regions[nbytes][table * nbytes : (table + 1) * nbytes]
+    def _limit(self, table: int) -> int:
+        return int(self.slots * _FULL * 2 ** (table * _GOLDEN % 1))
 
-    def _forget_regions(self) -> None:
-        used = {each.nbytes for each in self._tables}
-        self._regions = {nbytes: memory for nbytes, memory in self._regions.items() if nbytes in used}
+    def _room(self, slots: int) -> _Words:
+        """Zeros for one table."""
+        if self._left.shape[0] < slots:
+            nbytes = 8 * slots if slots < _SLOTS else min(_SLAB, 8 * slots * len(self._tables))
+            self._left = zeroed(nbytes).view(np.uint64)
+            self._memory += nbytes
+        room, self._left = self._left[:slots], self._left[slots:]
+        return room
 
-    def _move(self, table: int, memory: npt.NDArray[np.uint8], dead: npt.NDArray[np.uint8]) -> int:
-        old = self._tables[table]
-        moved = int(
-            kernels.rehash(
-                old.ctypes.data,
-                old.nbytes // 8,
-                memory.ctypes.data,
-                memory.nbytes // 8,
-                dead,
-                self._head_words,
-                self._seed,
-            )
-        )
-        self._use(table, memory, moved)
-        return moved
-
-    def _use(self, table: int, memory: npt.NDArray[np.uint8], entries: int) -> None:
-        self._tables[table] = memory
-        slots = memory.nbytes // 8
-        self.directory[table] = memory.ctypes.data, slots - 1
-        self.counts[table] = entries, int(slots * _LOADS[table])
+    def _move(self, old: _Words, low: _Words, high: _Words, bit: int) -> int:
+        ends = old.ctypes.data, len(old), low.ctypes.data, high.ctypes.data, self.slots
+        return int(kernels.rehash(*ends, bit, self._head_words, self._seed))

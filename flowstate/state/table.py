@@ -21,10 +21,9 @@ from flowstate.plan.spec import TableSpec
 from flowstate.state.aggregate import Inputs, Line
 from flowstate.state.block import Block, alone, is_alone, zeroed
 from flowstate.state.chunk import Keys, Layout, Stored
-from flowstate.state.index import Index
 from flowstate.state.kernels import decode, fold
 from flowstate.state.kernels import index as kernels
-from flowstate.state.lookup import Asked, Found, asked, found_places, in_windows
+from flowstate.state.lookup import Asked, Found, asked, in_windows
 from flowstate.state.pieces import Pieces, pieces_of
 from flowstate.state.view import TableView, micros_per
 from flowstate.state.windows import Window, Windows, doubled
@@ -46,9 +45,8 @@ class KeyedTable:
         self._layout = Layout(spec)
         self._shift = max(0, (chunk_rows - 1).bit_length())
         self._seed_word = seed_word(seed)
-        self._index = Index(self._layout.head_words, self._seed_word)
         self._serial, self._last_view, self._next_id = 0, -1, 0
-        self._windows = Windows()
+        self._windows = Windows(self._layout.head_words, self._seed_word)
         # Per chunk, by its number; numbers are used again after their window has gone.
         self._stored: list[Stored | None] = []
         self._free_chunks: list[int] = []
@@ -60,7 +58,6 @@ class KeyedTable:
         self._pointers = np.zeros((max(1, len(self._layout.columns)), 4), np.uint64)
         self._starts = np.empty(encoding.BLOCK + 1, np.int64)
         self._cursors = np.empty(encoding.BLOCK + 1, np.int64)
-        self._mixed = np.empty(encoding.BLOCK, np.uint64)
         self._homes = np.empty(encoding.BLOCK, np.uint64)
         self._scratch = np.empty(encoding.SCRATCH_WORDS, np.uint64)
         self._slots = np.empty(0, np.int64)
@@ -188,8 +185,7 @@ class KeyedTable:
         while True:
             row, why, detail = kernels.locate(
                 keys.described, keys.head_words, row, rows, windows, hashes, given, self._seed_word, insert,
-                self._starts, self._cursors, self._scratch, self._mixed, self._homes,
-                self._index.directory, self._index.counts, self._windows.tails, self._filled, self._versions,
+                self._starts, self._cursors, self._scratch, self._homes, self._windows.tails, self._filled, self._versions,
                 self._serial, self._shift, slots,
             )  # fmt: skip
             if why == kernels.DONE:
@@ -197,9 +193,9 @@ class KeyedTable:
             if why == kernels.SCRATCH:
                 self._scratch = np.empty(2 * self._scratch.shape[0], np.uint64)
             elif why == kernels.INDEX:
-                self._index.grow(detail)
+                self._windows.grow(int(windows[row]), int(hashes[row]))
             elif why == kernels.ROWS:
-                self._more_rows(detail)
+                self._more_rows(int(windows[row]))
             else:
                 self._more_keys(int(windows[row]), detail)
 
@@ -328,7 +324,7 @@ class KeyedTable:
         stored = [each for each in self._stored if each is not None]
         own = (self._ids, self._versions, self._born, self._filled, self._arenas, self._pointers)
         return {
-            "index": self._index.nbytes,
+            "index": self._windows.index_bytes,
             "keys": self._windows.key_bytes,
             "columns": sum(each.block.size + (0 if each.values is None else each.values.nbytes) for each in stored),
             "other": sum(each.nbytes for each in own)
@@ -370,8 +366,7 @@ class KeyedTable:
         slots = self._locate(keys.described, windows, None, insert=False)
         if self._seen.shape[0] << 6 < len(self._stored) << self._shift:  # memory that is never written costs nothing
             self._seen = np.zeros((self._ids.shape[0] << self._shift) // 64 + 1, np.uint64)
-        places = found_places(slots, self._seen)
-        return Found(self._layout, self._pointers, slots, self._shift, places, keys, windows, self._windows)
+        return Found(self._layout, self._pointers, slots, self._shift, self._seen, keys, windows, self._windows)
 
     # -- windows ---------------------------------------------------------------------------------------------------------------
 
@@ -401,9 +396,6 @@ class KeyedTable:
         if not gone:
             return 0
         self._serial += 1
-        dead = np.zeros(self._windows.tails.shape[0], np.uint8)
-        dead[gone] = 1
-        self._index.purge(dead)  # before the records go
         rows = 0
         for number in gone:
             each = self._windows.by_id[number]

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from flowstate.plan.keys import key_array
 from flowstate.state.block import Pool
+from flowstate.state.index import Index
 from flowstate.state.kernels import index as kernels
 
 Int64s = npt.NDArray[np.int64]
@@ -19,11 +20,12 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass
 class Window:
-    """Its start and end in the unit of the time type, its chunks, the memory that its next keys go to (the chunks hold all of it), and
-    its blocks."""
+    """Its start and end in the unit of the time type, the index of its keys, its chunks, the memory that its next keys go to (the chunks
+    hold all of it), and its blocks."""
 
     start: int
     end: int
+    index: Index
     chunks: list[int] = field(default_factory=list)
     key_bytes: int = 0
     memory: npt.NDArray[np.uint8] | None = None
@@ -34,16 +36,21 @@ class Windows:
     """`by_id` has them by number, `ids` their numbers by (start, end). `tails` tells `kernels.index.locate` where the next row of each
     goes. A table without a window has one, from 0 to 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, head_words: int, seed: np.uint64) -> None:
+        self._head_words, self._seed = head_words, seed
         self.by_id: dict[int, Window] = {}
         self.ids: dict[tuple[int, int], int] = {}
-        self.tails = np.zeros((4, 4), np.int64)
+        self.tails = np.zeros((4, kernels.TAILS), np.int64)
         self._free: list[int] = []
         self._table = np.zeros((16, 2), np.int64)
 
     @property
     def nbytes(self) -> int:
         return int(self.tails.nbytes + self._table.nbytes)
+
+    @property
+    def index_bytes(self) -> int:
+        return sum(each.index.nbytes for each in self.by_id.values())
 
     @property
     def key_bytes(self) -> int:
@@ -69,12 +76,23 @@ class Windows:
         if window >= self.tails.shape[0]:
             self.tails = doubled(self.tails)
         self.tails[window] = 0
-        self.by_id[window] = Window(start, end)
+        self.by_id[window] = Window(start, end, Index(self._head_words, self._seed))
+        self._point(window)
         self.ids[start, end] = window
         if 3 * len(self.by_id) > self._table.shape[0]:
             self._list()
         else:
             kernels.add_window(self._table, start, window)
+
+    def grow(self, window: int, value: int) -> None:
+        """Make room in the window's index for a key with the hash `value`."""
+        self.by_id[window].index.grow(value)
+        self._point(window)
+
+    def _point(self, window: int) -> None:
+        index, tail = self.by_id[window].index, self.tails[window]
+        tail[kernels.DIRECTORY], tail[kernels.COUNTS] = index.directory.ctypes.data, index.counts.ctypes.data
+        tail[kernels.PATTERNS], tail[kernels.SLOTS] = len(index.directory) - 1, index.slots - 1
 
     def drop(self, gone: Iterable[int]) -> None:
         for window in gone:

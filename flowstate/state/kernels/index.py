@@ -1,10 +1,11 @@
 # mypy: disable-error-code="no-untyped-def"
 """Kernels of the index: from a key and its window to a row, in blocks, each memory access asked for before it is needed.
 
-The index is 64 open-addressing tables, so that growing one of them is a short pause. A slot is one word: 16 bits of the hash and the
-address of the key's record; 0 is empty. A *stored record* is a word, and the key's own (see `plan.encoding`)::
+Each window has an index of its own, so that it goes at once when the window goes: open-addressing tables of one size, found by bits of
+the hash through a directory. A slot is one word: 16 bits of the hash and the address of the key's record; 0 is empty. A *stored
+record* is a word, and the key's own (see `plan.encoding`)::
 
-    window << 40 | row            row = chunk << shift | row in the chunk
+    row                           chunk << shift | row in the chunk
     the key's record              from which the hash can be had again
 
 Records are written once and never moved, so that readers walk them while rows are added behind.
@@ -19,22 +20,15 @@ from flowstate.plan.kernel import inlined, kernel
 from flowstate.plan.memory import load, prefetch, store
 
 U = np.uint64
-TABLES = 64
+FIRST_BIT = 16  # of the hash: from here on, bits pick the table; those below it pick the slot, the upper 16 are the tag
 #: Why `locate` stopped before a row.
 DONE, SCRATCH, ROWS, ARENA, INDEX = 0, 1, 2, 3, 4
-#: Columns of `tails`, one row per window: where the next record goes, the end of that memory, the next row, the end of the rows.
-CURSOR, END, NEXT, LIMIT = 0, 1, 2, 3
+#: Columns of `tails`, one row per window: where the next record goes, the end of that memory, the next row, the end of the rows; of its
+#: index the addresses of directory and counts, the number of its patterns less one, and of the slots of a table.
+CURSOR, END, NEXT, LIMIT, DIRECTORY, COUNTS, PATTERNS, SLOTS, TAILS = range(9)
 
 _ADDRESS = U((1 << 48) - 1)
-_ROW = U((1 << 40) - 1)
 _M1 = U(0x9E3779B97F4A7C15)
-
-
-@inlined
-def index_hash(route_hash, window):
-    """Low bits pick the slot, bits 42-47 the table, the upper 16 are the tag. (Owners hold a range of the route hash's high bits,
-    which costs the tag the few bits that tell partitions apart.)"""
-    return route_hash ^ (U(window) * _M1)
 
 
 @inlined
@@ -83,17 +77,23 @@ def _same(stored, key, words):
 
 
 @inlined
-def _next(at, value, directory_at):
+def _table(value, tail):
+    """Where the directory tells of the table of the hash `value`; `tail` is the address of the window's row in `tails`."""
+    pattern = (value >> U(FIRST_BIT)) & load(tail + U(8 * PATTERNS))
+    return load(tail + U(8 * DIRECTORY)) + (pattern << U(4))
+
+
+@inlined
+def _next(at, value, tail):
     """The slot after the one at `at`, in the table of the hash `value`."""
-    entry_of = directory_at + (((value >> U(42)) & U(63)) << U(4))
-    base, mask = load(entry_of), load(entry_of + U(8))
-    return base + (((((at - base) >> U(3)) + U(1)) & mask) << U(3))
+    base = load(_table(value, tail))
+    return base + (((((at - base) >> U(3)) + U(1)) & load(tail + U(8 * SLOTS))) << U(3))
 
 
 @kernel
 def locate(
-    columns, head_words, first, rows, windows, hashes, given, seed, insert, starts, cursors, scratch, mixed, homes,
-    directory, counts, tails, filled, versions, serial, shift, slots,
+    columns, head_words, first, rows, windows, hashes, given, seed, insert, starts, cursors, scratch, homes, tails, filled, versions,
+    serial, shift, slots,
 ):  # fmt: skip
     """The row of each key, into `slots`; -1 for an unknown key, unless `insert`. Works on rows from `first`.
 
@@ -101,7 +101,7 @@ def locate(
     """
     row = first
     scratch_at = U(scratch.ctypes.data)
-    directory_at = U(directory.ctypes.data)
+    tails_at = U(tails.ctypes.data)
     while row < rows:
         last = encode(
             columns, head_words, row, min(rows, row + BLOCK), starts, cursors, scratch, given, seed, hashes[row:rows]
@@ -111,25 +111,24 @@ def locate(
             return row, SCRATCH, 0
         block_hashes, block_windows, block_slots = hashes[row:last], windows[row:last], slots[row:last]
         for index in range(count):
-            value = index_hash(block_hashes[index], block_windows[index])
-            mixed[index] = value
-            entry_of = directory_at + (((value >> U(42)) & U(63)) << U(4))
-            home = load(entry_of) + ((value & load(entry_of + U(8))) << U(3))
+            value, tail = block_hashes[index], tails_at + (U(block_windows[index]) << U(6))
+            home = load(_table(value, tail)) + ((value & load(tail + U(8 * SLOTS))) << U(3))
             homes[index] = home
             prefetch(home)
         # The lines of the slots are on their way. Go on to the first slot whose tag is right, and ask for its record.
         for index in range(count):
-            value, at = mixed[index], homes[index]
+            value, at, tail = block_hashes[index], homes[index], tails_at + (U(block_windows[index]) << U(6))
             entry, tag = load(at), value >> U(48)
             while entry != U(0) and entry >> U(48) != tag:
-                at = _next(at, value, directory_at)
+                at = _next(at, value, tail)
                 entry = load(at)
             homes[index] = at
             record = entry & _ADDRESS if entry != U(0) else at
             prefetch(record)
             prefetch(record + U(32))
         for index in range(count):
-            value, window = mixed[index], U(block_windows[index])
+            value, window = block_hashes[index], block_windows[index]
+            tail = tails_at + (U(window) << U(6))
             at, tag = homes[index], value >> U(48)
             key, words = scratch_at + (U(starts[index]) << U(3)), U(starts[index + 1] - starts[index])
             slot = np.int64(-1)
@@ -139,27 +138,26 @@ def locate(
                     break
                 if entry >> U(48) == tag:
                     record = entry & _ADDRESS
-                    header = load(record)
-                    if header >> U(40) == window and _same(record + U(8), key, words):
-                        slot = np.int64(header & _ROW)
+                    if _same(record + U(8), key, words):
+                        slot = np.int64(load(record))
                         break
-                at = _next(at, value, directory_at)
+                at = _next(at, value, tail)
             if insert:
                 if slot < 0:
-                    table = (value >> U(42)) & U(63)
-                    if counts[table, 0] >= counts[table, 1]:
-                        return row + index, INDEX, np.int64(table)
+                    count_at = load(tail + U(8 * COUNTS)) + (load(_table(value, tail) + U(8)) << U(4))
+                    if load(count_at) >= load(count_at + U(8)):
+                        return row + index, INDEX, 0
                     slot = tails[window, NEXT]
                     if slot >= tails[window, LIMIT]:
-                        return row + index, ROWS, np.int64(window)
+                        return row + index, ROWS, 0
                     record, size = U(tails[window, CURSOR]), (words + U(1)) << U(3)
                     if record + size > U(tails[window, END]):
                         return row + index, ARENA, np.int64(size)
-                    store(record, (window << U(40)) | U(slot))
+                    store(record, U(slot))
                     for word in range(words):
                         store(record + U(8) + (U(word) << U(3)), load(key + (U(word) << U(3))))
                     store(at, (tag << U(48)) | record)
-                    counts[table, 0] += 1
+                    store(count_at, load(count_at) + U(1))
                     tails[window, NEXT] = slot + 1
                     tails[window, CURSOR] += np.int64(size)
                     filled[U(slot) >> U(shift)] += 1
@@ -170,10 +168,10 @@ def locate(
 
 
 @kernel
-def rehash(old, old_slots, new, new_slots, dead, head_words, seed):
-    """Move the entries of one table at address `old` to an empty one at `new`, but those of dead windows (none if `dead` is empty).
-    Returns how many it moved."""
-    ahead, moved, mask = 24, 0, U(new_slots - 1)
+def rehash(old, old_slots, low, high, slots, bit, head_words, seed):
+    """Move the entries of one table at address `old` to empty ones of `slots` slots: to that at `low`, or, if this bit of their hash is
+    set, to that at `high`. Returns how many went there."""
+    ahead, moved, mask = 24, 0, U(slots - 1)
     key = seed_key(seed)
     for place in range(old_slots + ahead):
         if place < old_slots:
@@ -185,14 +183,15 @@ def rehash(old, old_slots, new, new_slots, dead, head_words, seed):
         entry = load(U(old) + U(place - ahead) * U(8))
         if entry == U(0):
             continue
-        record = entry & _ADDRESS
-        window = load(record) >> U(40)
-        if dead.shape[0] > 0 and dead[window] != 0:
-            continue
-        words = U(head_words) + (((load(record + U(8)) >> U(32)) + U(7)) >> U(3))
-        at = index_hash(hash_words(record + U(8), np.int64(words), seed, key), window) & mask
-        while load(U(new) + (at << U(3))) != U(0):
+        record = (entry & _ADDRESS) + U(8)
+        words = U(head_words) + (((load(record) >> U(32)) + U(7)) >> U(3))
+        value = hash_words(record, np.int64(words), seed, key)
+        base = U(low)
+        if (value >> U(bit)) & U(1):
+            base = U(high)
+            moved += 1
+        at = value & mask
+        while load(base + (at << U(3))) != U(0):
             at = (at + U(1)) & mask
-        store(U(new) + (at << U(3)), entry)
-        moved += 1
+        store(base + (at << U(3)), entry)
     return moved
