@@ -18,11 +18,11 @@ DATA ?=
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup demo test lint docs bench scenarios chaos clean
+.PHONY: help setup demo test lint docs bench scenarios chaos release-check clean
 
 help: ## Show what there is to make
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
-		printf '  make %-9s %s\n' "$$target" "$$text"; \
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
+		printf '  make %-14s %s\n' "$$target" "$$text"; \
 	done
 
 setup: $(STAMP) ## Make .venv and install flowstate with all its tools into it
@@ -68,6 +68,9 @@ scenarios: $(STAMP) ## Kill, stop and cut off real processes of the billing job;
 
 chaos: $(STAMP) ## Simulate failures, one schedule for each of SEEDS= seeds
 	@exec $(PYTHON) -m flowstate.testing.adversity --seeds $(SEEDS) $(ARGS)
+
+release-check: $(STAMP) ## Build source distribution and wheel, install it in a new environment elsewhere, import it, run the demo
+	@.ci/release-check $(PYTHON)
 
 clean: ## Remove .venv and everything that was generated
 	rm -rf $(VENV) build dist demo-data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks *.egg-info
