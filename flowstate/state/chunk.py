@@ -23,6 +23,7 @@ from flowstate.state.block import Block
 from flowstate.state.cells import CELL, DoesNotFit, StateColumn, from_values, validity_buffer
 from flowstate.state.digest import mixed
 from flowstate.state.kernels import decode
+from flowstate.state.message import Message
 
 Places = npt.NDArray[np.int64]
 _FLOAT, _DECIMAL, _BYTES = 1, 2, 3  # kinds of key columns, as `plan.encoding` has them
@@ -66,6 +67,11 @@ class Layout:
             for place, column in enumerate(each.columns)
             if column.type == CELL
         ]
+
+    @cached_property
+    def message(self) -> Message | None:
+        """How the rows of a lookup are written at once, if they can be."""
+        return Message.of(self)
 
     def offsets(self, capacity: int) -> list[int]:
         """Where each state column begins in a block for `capacity` rows; last, the block's size."""

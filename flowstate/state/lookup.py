@@ -17,9 +17,11 @@ from flowstate.plan.keys import KeyColumns, key_array
 from flowstate.state.cells import CELL
 from flowstate.state.chunk import Layout, cell_values
 from flowstate.state.kernels import decode
+from flowstate.state.kernels import message as kernels
 from flowstate.state.windows import Windows
 
 Int64s = npt.NDArray[np.int64]
+_NO_EDGES = np.empty((0, 2), np.int64)
 
 
 class Asked:
@@ -77,41 +79,50 @@ def taken(columns: list[pa.Array], places: Int64s, rows: int) -> list[pa.Array]:
     return columns if len(places) == rows else [each.take(pa.array(places)) for each in columns]
 
 
-def found_places(slots: Int64s, seen: npt.NDArray[np.uint64]) -> Int64s:
-    """Where in `slots` the rows are that were found, each once, where it is first. `seen` has a bit for every slot, all zero."""
-    if len(slots) == 1:  # the usual lookup
-        return np.zeros(1 if slots[0] >= 0 else 0, np.int64)
-    places = np.empty(len(slots), np.int64)
-    return places[: decode.first_places(slots, seen, places)]
-
-
 class Found:
-    """The state of some rows, gathered from their chunks when it is made; it shares nothing with them. `keys` are their plain keys, of
-    which `places` were found, `windows` the numbers of their windows."""
+    """The state of some rows, gathered from their chunks when it is made; it shares nothing with them. `slots` are the rows of `keys`, -1
+    for unknown ones, `numbers` those of their windows. Each row is given once, where it is first: `seen` has a bit for every slot, all
+    zero, before and after."""
 
     def __init__(
-        self, layout: Layout, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int, places: Int64s, keys: Asked,
-        numbers: Int64s, windows: Windows,
+        self, layout: Layout, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int, seen: npt.NDArray[np.uint64],
+        keys: Asked, numbers: Int64s, windows: Windows,
     ) -> None:  # fmt: skip
-        self._layout, self._keys, self._places = layout, keys, places
-        self.rows = rows = len(places)
-        if rows < len(slots):
-            slots, numbers = slots[places], numbers[places]
-        self._room = room = (rows + 63) // 64 * 64  # rows: every column begins at a line of the cache
-        memory = np.empty(room * layout.row_bytes, np.uint8)
-        decode.gather_rows(pointers, layout.widths, layout.befores, room, slots, shift, memory)
-        self._memory = pa.py_buffer(memory)
+        self._layout, self._keys = layout, keys
+        places = np.empty(len(slots), np.int64)
+        rows, text = kernels.measure(slots, seen, keys.described.described, places)
+        self.rows = rows
+        self._edges = _NO_EDGES
+        if layout.spec.window is not None:
+            self._edges = _edges(numbers if rows == len(slots) else numbers[places[:rows]], windows)
+        self._message: pa.Buffer | None = None
+        if layout.message is not None and text >= 0:
+            self._message = layout.message.write(
+                pointers, slots, shift, places, rows, text, keys.described, self._edges
+            )
+        if self._message is None:
+            self._gather(pointers, slots[places[:rows]], shift)
+            self._places = places[:rows]
+
+    def _gather(self, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int) -> None:
+        """Column by column, for what is no message."""
+        layout = self._layout
+        self._room = room = (self.rows + 63) // 64 * 64  # rows: every column begins at a line of the cache
+        self._memory = pa.allocate_buffer(room * layout.row_bytes)
+        decode.gather_rows(pointers, layout.widths, layout.befores, room, slots, shift, self._memory.address)
         # Texts lie elsewhere, and the writer moves them.
         self._texts: list[Any] = [None] * len(layout.sizes)
         for column, flags in layout.cells:
             self._texts[column] = self._text(column, flags)
-        self._edges = None if layout.spec.window is None else _edges(numbers, windows)
 
     def results(self) -> pa.RecordBatch:
         """Result rows. Raises InvalidFlow for a result that does not fit its type."""
         layout, rows = self._layout, self.rows
+        if self._message is not None:
+            assert layout.message is not None
+            return layout.message.read(self._message)
         arrays = taken(self._keys.columns, self._places, self._keys.rows)
-        if self._edges is not None:
+        if layout.spec.window is not None:
             arrays = [*arrays, *(layout.time_array(np.ascontiguousarray(self._edges[:, side])) for side in (0, 1))]
         parts = [self._column(column) if each is None else each for column, each in enumerate(self._texts)]
         results = [layout.result(each, parts[each.first :].__getitem__, arrays, rows) for each in layout.visible]

@@ -78,12 +78,12 @@ def gather_bytes(begins, sizes, target):
 
 @kernel
 def gather_rows(pointers, widths, befores, room, slots, shift, target):
-    """Copy the rows `slots` of every state column out of its chunks: of column c, `widths[c]` bytes each, to `befores[c] * room` of
-    `target`."""
+    """Copy the rows `slots` of every state column out of its chunks: of column c, `widths[c]` bytes each, to `befores[c] * room` behind
+    address `target`."""
     mask, rows = (1 << shift) - 1, slots.shape[0]
     for column in range(widths.shape[0]):
         width = widths[column]
-        to = U(target.ctypes.data) + U(befores[column] * room)
+        to = U(target) + U(befores[column] * room)
         for index in range(rows):
             ahead = slots[min(index + AHEAD, rows - 1)]
             prefetch(pointers[column, ahead >> shift] + U((ahead & mask) * width))
@@ -95,24 +95,6 @@ def gather_rows(pointers, widths, befores, room, slots, shift, target):
                 for word in range(width >> 3):
                     store(to + U(word << 3), load(source + U(word << 3)))
             to += U(width)
-
-
-@kernel
-def first_places(slots, seen, places):
-    """The places of the rows that were found (not -1), of each row the first, ascending. `seen` has a bit for every slot: all are zero,
-    before and after. Returns how many."""
-    count = 0
-    for place in range(slots.shape[0]):
-        slot = slots[place]
-        if slot >= 0:
-            word, bit = slot >> 6, U(1) << U(slot & 63)
-            if seen[word] & bit == U(0):
-                seen[word] |= bit
-                places[count] = place
-                count += 1
-    for index in range(count):
-        seen[slots[places[index]] >> 6] = U(0)
-    return count
 
 
 @kernel
