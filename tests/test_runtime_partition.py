@@ -12,14 +12,23 @@ from flowstate.exchange.route import Router
 from flowstate.plan.position import NEVER, Floor, Place
 from flowstate.plan.spec import DEAD_LETTERS
 from flowstate.runtime.contents import Contents
-from flowstate.runtime.instructions import Acknowledge, Close, CutTaken, LoadRecord, Put, ResolveEnd, SendAttach
+from flowstate.runtime.instructions import (
+    Acknowledge,
+    Close,
+    CutTaken,
+    Instruction,
+    LoadRecord,
+    Put,
+    ResolveEnd,
+    SendAttach,
+)
 from flowstate.runtime.partition import Partition
 from flowstate.runtime.prepare import Preparer
 from flowstate.runtime.table import ReaderOf, SplitEntry, Table
 from flowstate.snapshot.record import SplitRecord
 from flowstate.source.base import Rows
 from flowstate.source.records import Refused, dead_letters, no_rows
-from flowstate.testing.adversity.log import LATENESS, simple_plan
+from flowstate.testing.adversity.log import LATENESS, Log, Record, simple_plan
 
 PLAN = simple_plan(None)
 ENTRY = SplitEntry(0, "", 0, None, None, LATENESS)
@@ -210,6 +219,73 @@ def test_nothing_is_read_while_paused_and_silence_begins_anew() -> None:
     assert machine.reads() == {"a": (10, None)}
     assert machine.idle(1029.0) == []
     assert machine.idle(1031.0) == ["a"]
+
+
+def stretch(since: int, to: int) -> Rows:
+    """Rows of split a, one at each offset."""
+    records = [Record(each, "anna", 60_000_000 + 1_000_000 * each, 1) for each in range(since, to)]
+    return Log("a", since, records, to, False).rows(since, to)
+
+
+def sent(instructions: list[Instruction]) -> list[tuple[int, int, int, int]]:
+    """Owner, since, to, and newest event time in seconds after the first minute, of each batch."""
+    return [
+        (each.stream.owner, each.message.since.offset, each.message.to.offset, each.message.newest // 1_000_000 - 60)
+        for each in instructions
+        if isinstance(each, Put) and isinstance(each.message, Batch)
+    ]
+
+
+def test_a_stretch_goes_out_piece_by_piece_and_markers_between() -> None:
+    machine = reader(at=10)
+    for number in range(2):
+        machine.accept(attach(number, Place(10)))
+    assert sent(machine.read(stretch(10, 19), 1.0, 4)) == [(0, 10, 14, 13), (1, 10, 14, 13)]
+    assert machine.reads() == {} and machine.read(stretch(14, 19), 1.0) == []  # first what is ready
+    machine.hear(table(2, cut=1))
+    assert machine.forward(4) == []  # the marker of an open cut has the first claim
+    assert machine.mark() == [Put(StreamId("a", 1, each, 1, 1), Marker(1)) for each in range(2)]
+    assert machine.readings["a"].at == Place(14)
+    assert sent(machine.forward(1)) == [(0, 14, 15, 14), (1, 14, 15, 14)]
+    machine.hear(table(3, cut=1, paused=True))
+    assert machine.forward(4) == []
+    machine.hear(table(4, cut=1))
+    machine.stream_closed(StreamId("a", 1, 1, 1, 1), 1.0)
+    assert machine.accept(attach(1, Place(10), attempt=2)) == [
+        Put(StreamId("a", 1, 1, 1, 2), Start(Place(15), 74_000_000, ()))
+    ]
+    assert sent(machine.forward(4)) == [(0, 15, 19, 18), (1, 15, 19, 18)]
+    assert machine.forward(4) == [] and machine.reads() == {"a": (19, None)}
+
+
+def test_no_piece_goes_out_without_room_and_no_floor_before_the_last() -> None:
+    machine = reader(at=10)
+    for number in range(2):
+        machine.accept(attach(number, Place(10)))
+    machine.read(stretch(10, 60), 1.0, 2)
+    while machine.forward(2):
+        pass
+    window = machine.readings["a"].streams[0].window
+    assert len(window.sizes) == window.messages and machine.readings["a"].at == Place(10 + 2 * (window.messages - 1))
+    assert machine.readings["a"].declare_idle(10**12) == []
+    for number in range(2):
+        machine.acknowledged(StreamId("a", 1, number, 1, 1), window.messages)
+    assert len(sent(machine.forward(100))) == 2 and machine.readings["a"].at == Place(60)
+    assert len(machine.readings["a"].declare_idle(10**12)) == 1
+
+
+def test_what_lies_behind_the_end_of_a_drained_split_is_forgotten() -> None:
+    machine = reader(at=10)
+    machine.accept(attach(0, Place(10)))
+    machine.accept(attach(1, Place(13)))
+    machine.read(stretch(10, 20), 1.0, 2)
+    machine.hear(table(2, draining=True))
+    assert machine.forward(1) == [] and machine.reads() == {"a": (12, 13)}
+    machine.read(stretch(12, 13), 1.0)
+    machine.end_recorded("a", 1, 18)
+    machine.read(stretch(13, 20), 1.0, 2)
+    machine.end_recorded("a", 1, 18)
+    assert machine.forward(10) == [] and machine.reads() == {"a": (15, 18)}
 
 
 SKIPPING = replace(

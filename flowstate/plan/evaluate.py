@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -307,6 +308,7 @@ def _without(data: pa.RecordBatch, failed: Mapping[int, str]) -> pa.RecordBatch:
     return data.filter(pa.array(~np.isin(offsets, np.fromiter(failed, np.int64, len(failed)))))
 
 
+@lru_cache(256)
 def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
 
@@ -367,7 +369,11 @@ def _divided(
     if route.window is None or route.late_schema is None:
         return Prepared(rows, None, lost)
     ends = microseconds(rows.column(route.window.end_name))
-    late = route.window.closes_array(ends) <= data.column(WATERMARK).to_numpy()
+    marks = data.column(WATERMARK).to_numpy()
+    # Watermarks ascend, so that one comparison tells that there is no late row among them.
+    if not len(ends) or route.window.closes(int(ends.min())) > marks[-1]:
+        return Prepared(rows, _empty(route.late_schema), lost)
+    late = route.window.closes_array(ends) <= marks
     if not late.any():
         return Prepared(rows, _empty(route.late_schema), lost)
     missed = _placed(data.filter(pa.array(late)), split, route.late_schema)
@@ -381,5 +387,7 @@ def _placed(data: pa.RecordBatch, split: str, schema: pa.Schema) -> pa.RecordBat
 
 
 def _lost(failed: Mapping[int, str]) -> pa.RecordBatch:
+    if not failed:
+        return _empty(FAILED_SCHEMA)
     columns = [pa.array(list(failed), pa.int64()), pa.array(list(failed.values()), pa.string())]
     return pa.RecordBatch.from_arrays(columns, schema=FAILED_SCHEMA)

@@ -26,6 +26,7 @@ SOURCES = (
     "plan/memory.py",
     "plan/bits.py",
     "plan/encoding.py",
+    "plan/event_times.py",
     "state/kernels",
     "source/kernels",
 )

@@ -66,6 +66,9 @@ def _parts(text: str, units: dict[str, int], known: str) -> list[tuple[int, str]
     return parts
 
 
+_FEW, _MANY = 64, 256  # boundaries and times: so many are found by a kernel
+
+
 @dataclass(frozen=True)
 class Period:
     """A length of time: either `months` of the calendar, or `days` of the calendar, or absolute `microseconds`; as an offset,
@@ -140,7 +143,7 @@ def microseconds(times: pa.Array | pa.ChunkedArray) -> Int64s:
         times = pc.fill_null(times, pa.scalar(0, pa.int64()).cast(_bare(times.type)).cast(times.type))
     if pa.types.is_date32(times.type):
         return times.cast(pa.int32()).to_numpy(zero_copy_only=False).astype(np.int64) * DAY
-    values: Int64s = times.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    values: Int64s = times.view(pa.int64()).to_numpy(zero_copy_only=False)
     unit = times.type.unit
     if unit == "ns":
         return values // 1000
@@ -207,7 +210,7 @@ class WindowSpec:
         if times.type != self.time_type:
             raise InvalidFlow("a window got times of another type", window=self.name, type=str(times.type))
         dates = pa.types.is_date32(times.type)
-        bare = times.cast(_bare(times.type))
+        bare = times.view(_bare(times.type))
         valid = np.asarray(pc.is_valid(bare)) if bare.null_count else None
         if valid is not None:
             bare = pc.drop_null(bare)
@@ -227,6 +230,12 @@ class WindowSpec:
         _check(least, most, self)
         if self.every.months or (self.time_zone is not None and self.every.days):
             boundaries = self._boundaries(values if per_second == 1_000_000 else None, values, per_second, least, most)
+            if len(boundaries) <= _FEW and len(values) >= _MANY and per_second <= 1_000_000:
+                from flowstate.plan.event_times import find_windows  # numba: not for who only builds a flow
+
+                starts, ends = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
+                find_windows(np.ascontiguousarray(values), boundaries, starts, ends)
+                return starts, ends
             at = np.searchsorted(boundaries, values, side="right") - 1
             return boundaries[at], boundaries[at + 1]
         width = _in_unit(self.every.days * DAY + self.every.microseconds, per_second, self)
@@ -309,7 +318,8 @@ def _in_unit(micros: int, per_second: int, spec: WindowSpec) -> int:
 
 def _typed(values: Int64s, valid: npt.NDArray[np.bool_] | None, type_: pa.DataType) -> pa.Array:
     if valid is None:
-        return pa.array(values, pa.int64()).cast(_bare(type_)).cast(type_)
+        numbers = pa.array(values, pa.int64())
+        return numbers.view(type_) if pa.types.is_timestamp(type_) else numbers.cast(_bare(type_)).cast(type_)
     full = np.zeros(len(valid), np.int64)
     full[valid] = values
     return pa.array(full, pa.int64(), mask=~valid).cast(_bare(type_)).cast(type_)

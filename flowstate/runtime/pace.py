@@ -1,4 +1,4 @@
-"""How many rows a partition reads at once, and how long it waits for some when there are none."""
+"""How many rows a partition applies at once, and how long it waits for some when there are none."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Pace:
 
     @property
     def rows(self) -> int:
-        """Of the next block."""
+        """Of the next block that is applied; as many as `most` are read at once."""
         return min(self._block, self._few)
 
-    def read(self) -> None:
-        """A block of `rows` was read."""
+    def sent(self) -> None:
+        """A block of `rows` is on its way."""
         self._few = min(2 * self.rows, self.most)
 
     def begin_small(self) -> None:

@@ -29,6 +29,7 @@ from flowstate.runtime.instructions import (
 )
 from flowstate.runtime.prepare import Prepared, Preparer
 from flowstate.runtime.reading import Reading, next_control
+from flowstate.runtime.stretch import Stretch
 from flowstate.runtime.table import Table
 from flowstate.snapshot.record import SplitRecord
 from flowstate.source.base import Rows
@@ -162,30 +163,38 @@ class Partition:
             stop = reading.stop_before()
             if self.table.draining and reading.end is None:
                 # Where it ends is about to be decided: only what somebody has applied already, so that it comes to lead.
-                reached = max((place.offset for place in reading.attached.values()), default=0)
+                reached = reading.reached
                 stop = reached if stop is None else min(stop, reached)
                 if reading.at.offset >= stop:
                     continue
             wanted[split] = (reading.at.offset, stop)
         return wanted
 
-    def read(self, rows: Rows, now: float) -> list[Instruction]:
-        """A polled stretch goes to the owners."""
+    def read(self, rows: Rows, now: float, most: int | None = None) -> list[Instruction]:
+        """A polled stretch goes to the owners: the first `most` rows or so (None: all); the rest is ready for `forward`."""
         reading = self.readings.get(rows.split)
-        if reading is None or rows.since != reading.at.offset or rows.to <= rows.since:
+        if reading is None or rows.since != reading.at.offset or rows.to <= rows.since or reading.ready is not None:
             return []
         if not reading.room or reading.recording:
             return []  # the shell polls again from the reading's own place
         prepared = self.preparer.prepare(reading.entry.source, rows, reading.newest, reading.floor)
-        to = Place(rows.to, reading.at.floors)
-        header = Batch(reading.at, to, prepared.newest, reading.floor)
-        batches = {
-            owner: Batch(reading.at, to, prepared.newest, reading.floor, tables)
-            for owner, tables in self._owners(reading, rows, prepared).items()
-        }
+        owners = self._owners(reading, rows, prepared)
+        reading.ready = Stretch(Place(rows.to, reading.at.floors), prepared, owners)
         if rows.batch.num_rows or rows.dead.num_rows:
             reading.read_at = now
-        return reading.send(batches, header)
+        return reading.forward(most)
+
+    def forward(self, most: int) -> list[Instruction]:
+        """The next piece, of about `most` rows, of every split of which something is ready, under the conditions of `reads`."""
+        out: list[Instruction] = []
+        for reading in self.readings.values():
+            if reading.ready is None or self.table.paused or self.table.stopping or reading.mark_due(self.table):
+                continue
+            if self.table.draining and reading.end is None and reading.ready.to.offset > reading.reached:
+                reading.ready = None  # `reads` says how much may be read before the end is known
+            else:
+                out += reading.forward(most)
+        return out
 
     def _owners(self, reading: Reading, rows: Rows, prepared: Prepared) -> Mapping[int, Mapping[str, pa.RecordBatch]]:
         """The letter for a stretch that the log lost goes to who misses it, if its home had it before: no loss is silent. (An owner that
@@ -211,6 +220,8 @@ class Partition:
         if reading is None or reading.epoch != epoch:
             return []
         reading.end, reading.resolving_end = end, False
+        if reading.ready is not None and reading.ready.to.offset > end:
+            reading.ready = None
         return reading.controls()
 
     def idle(self, now: float) -> list[str]:

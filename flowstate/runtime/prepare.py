@@ -7,30 +7,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from flowstate.exchange.route import Router
-from flowstate.plan.position import FOREVER, NEVER, OFFSET, TIME, WATERMARK, later
+from flowstate.plan.event_times import note_watermarks
+from flowstate.plan.position import OFFSET, TIME, WATERMARK, later
 from flowstate.plan.spec import DEAD_LETTER_SCHEMA, DEAD_LETTERS, JobPlan, TableSpec
 from flowstate.source.base import Rows
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Owner -> table -> rows, and the newest event time after them."""
+    """Owner -> table -> rows, and the newest event time after them. `offsets` are those of all rows that were read, `running` the newest
+    event time of the split after each of them (None without event times); both ascend."""
 
     newest: int
     owners: Mapping[int, Mapping[str, pa.RecordBatch]]
+    offsets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    running: np.ndarray | None = None
 
 
 class Preparer:
-    """Knows the plan and the router; holds nothing else."""
+    """Knows the plan and the router."""
 
     def __init__(self, plan: JobPlan, router: Router) -> None:
         self.plan, self.router = plan, router
+        self._homes: dict[str, int] = {}
         self.lateness = [each.lateness for each in plan.sources]
         self.routes = [
             [route for route in plan.routes if route.source == number] for number in range(len(plan.sources))
@@ -47,15 +52,18 @@ class Preparer:
 
     def home(self, split: str) -> int:
         """The partition that gets the late rows and dead letters of a split."""
-        return self.router.owner_of_split(split)
+        if split not in self._homes:
+            self._homes[split] = self.router.owner_of_split(split)
+        return self._homes[split]
 
     def prepare(self, source: int, rows: Rows, newest: int, floor: int) -> Prepared:
         """`newest` and `floor` hold before the rows. Owners without rows are not in the result."""
         owners: dict[int, dict[str, pa.RecordBatch]] = {}
-        home = self.router.owner_of_split(rows.split)
+        home = self.home(rows.split)
         dead = [rows.dead] if rows.dead.num_rows else []
+        offsets, running = rows.batch.column(OFFSET).to_numpy(), None
         if rows.batch.num_rows:
-            batch, newest = self._with_watermark(source, rows.batch, newest, floor)
+            batch, newest, running = self._with_watermark(source, rows.batch, newest, floor)
             for route in self.routes[source]:
                 prepared = route.prepare(batch, rows.split)
                 spec = self.plan.tables[route.table]
@@ -71,25 +79,19 @@ class Preparer:
         if dead:
             letters = pa.Table.from_batches(dead).combine_chunks().sort_by("offset")
             owners.setdefault(home, {})[DEAD_LETTERS] = letters.to_batches()[0]
-        return Prepared(newest, owners)
+        return Prepared(newest, owners, offsets, running)
 
     def _with_watermark(
         self, source: int, batch: pa.RecordBatch, newest: int, floor: int
-    ) -> tuple[pa.RecordBatch, int]:
+    ) -> tuple[pa.RecordBatch, int, np.ndarray | None]:
         """The batch with `__watermark`: of the row's own split, just before the row."""
         if TIME not in batch.schema.names:
             constant = np.full(batch.num_rows, max(later(newest, 0), floor), np.int64)
-            return batch.append_column(WATERMARK, pa.array(constant)), newest
+            return batch.append_column(WATERMARK, pa.array(constant)), newest, None
         times = batch.column(TIME).to_numpy(zero_copy_only=True)
-        running = np.maximum.accumulate(times)
-        before = np.empty_like(running)
-        before[0], before[1:] = newest, running[:-1]
-        np.maximum(before, newest, out=before)
-        lateness = self.lateness[source]
-        limit = NEVER + lateness
-        marks = np.where(before < limit, NEVER, np.where(before == FOREVER, FOREVER, before - lateness))
-        np.maximum(marks, floor, out=marks)
-        return batch.append_column(WATERMARK, pa.array(marks)), max(newest, int(running[-1]))
+        running, marks = np.empty(len(times), np.int64), np.empty(len(times), np.int64)
+        note_watermarks(np.ascontiguousarray(times), newest, self.lateness[source], floor, running, marks)
+        return batch.append_column(WATERMARK, pa.array(marks)), int(running[-1]), running
 
     def _failed(self, source: int, rows: Rows, failed: pa.RecordBatch, table: str) -> pa.RecordBatch:
         """Rows whose expressions failed, as dead letters. What is left of the record is its decoded columns, as JSON."""

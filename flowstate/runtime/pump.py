@@ -11,12 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from functools import partial
+from time import thread_time
 from typing import Any, Protocol
 
 from flowstate.clock import Clock
 from flowstate.errors import Fenced, FlowstateError, InternalError
 from flowstate.exchange.message import Attach, Marker, Message, StreamId
 from flowstate.exchange.route import Router
+from flowstate.plan.event_times import warm_up as warm_up_times
 from flowstate.plan.position import Floor
 from flowstate.runtime.aside import Aside
 from flowstate.runtime.awaited import Awaited
@@ -153,6 +155,7 @@ class Pump:
     def _load(self) -> None:
         warm_up()
         warm_up_readers()
+        warm_up_times()
         manifest, contents, self.damaged = self.saver.load()
         router = Router(partitions=self.spec.partitions, groups=self.spec.key_groups, seed=self.spec.seed)
         self.machine = Partition(
@@ -181,6 +184,10 @@ class Pump:
                 moved |= self._align(machine)
             if moved:
                 self.awaited.tell()
+            if ahead := machine.forward(self._pace.rows):
+                self._pace.sent()
+                self._carry_out(ahead)
+                moved = True
             wanted = machine.reads()
             wait = pause(self.clock.monotonic() - rows_at)
             read = self._read(machine, wanted, 0.0 if moved else wait)
@@ -206,10 +213,12 @@ class Pump:
         """One message of every split that has one: a block each."""
         splits = machine.consumable()
         for split in splits:
-            rows, begun = machine.contents.applied_rows, self.clock.monotonic()
+            rows = machine.contents.applied_rows
             with self.gate:
+                begun = thread_time()  # of this thread alone: a machine that is busy does not make a row dearer
                 instructions = machine.consume(split)
-            self._pace.applied(machine.contents.applied_rows - rows, self.clock.monotonic() - begun)
+                took = thread_time() - begun
+            self._pace.applied(machine.contents.applied_rows - rows, took)
             self._carry_out(instructions)
         return bool(splits)
 
@@ -240,9 +249,9 @@ class Pump:
 
     def _read(self, machine: Partition, wanted: Mapping[str, tuple[int, int | None]], timeout: float) -> bool:
         moved = False
-        for rows in self.intake.read(machine.table, wanted, self._pace.rows, timeout, self.problems):
-            self._pace.read()
-            self._carry_out(machine.read(rows, self.clock.monotonic()))
+        for rows in self.intake.read(machine.table, wanted, self._pace.most, timeout, self.problems):
+            self._carry_out(machine.read(rows, self.clock.monotonic(), self._pace.rows))
+            self._pace.sent()
             moved = True
         return moved
 

@@ -12,6 +12,7 @@ from flowstate.exchange.limiter import Window
 from flowstate.exchange.message import Attach, Batch, Marker, Message, Start, StreamId
 from flowstate.plan.position import FOREVER, Floor, Place, later
 from flowstate.runtime.instructions import Close, Instruction, Put, RecordFloor
+from flowstate.runtime.stretch import Stretch
 from flowstate.runtime.table import SplitEntry, Table
 
 
@@ -45,6 +46,7 @@ class Reading:
     recording: bool = False
     resolving_end: bool = False
     read_at: float = 0.0  # when the last row came
+    ready: Stretch | None = None  # was read and is not sent yet, from `at` on; may be forgotten: then it is read again
 
     @property
     def ended(self) -> bool:
@@ -54,6 +56,11 @@ class Reading:
     def leads(self) -> bool:
         """R6: every partition has left the readers before this one, and none was further than this by then."""
         return len(self.attached) == self.partitions and max(self.attached.values()) <= self.at
+
+    @property
+    def reached(self) -> int:
+        """The offset up to which somebody has applied the split, as far as this reader has heard."""
+        return max((place.offset for place in self.attached.values()), default=0)
 
     def accept(self, attach: Attach, table: Table) -> list[Instruction]:
         """R2, in one step: no row can fall between Start and the next Batch. (The caller has checked the reader epoch.)"""
@@ -111,6 +118,8 @@ class Reading:
     @property
     def wanted(self) -> bool:
         """Whether rows may be polled now."""
+        if self.ready is not None:
+            return False
         stop = self.stop_before()
         return not self.ended and not self.recording and self.room and (stop is None or self.at.offset < stop)
 
@@ -129,6 +138,15 @@ class Reading:
         out: list[Instruction] = [self._put(owner, rows.get(owner, header)) for owner in self.streams]
         self.at, self.newest, self.floor = header.to, header.newest, header.floor
         return out
+
+    def forward(self, most: int | None) -> list[Instruction]:
+        """The next piece of what is ready, of about `most` rows, if there is room."""
+        if self.ready is None or not self.room:
+            return []
+        batches, header, last = self.ready.next(self.at, self.newest, self.floor, most)
+        if last:
+            self.ready = None
+        return self.send(batches, header)
 
     def _put(self, owner: int, message: Message) -> Put:
         outgoing = self.streams[owner]
@@ -154,7 +172,13 @@ class Reading:
 
     def declare_idle(self, value: int) -> list[Instruction]:
         """R7: nothing to read, and nobody is past this place. It stops reading until the floor is durable."""
-        if self.recording or self.ended or not self.leads or self.at.floors != len(self.floors):
+        if (
+            self.recording
+            or self.ended
+            or self.ready is not None
+            or not self.leads
+            or self.at.floors != len(self.floors)
+        ):
             return []
         if value <= max(later(self.newest, self.entry.lateness), self.floor):
             return []

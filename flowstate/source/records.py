@@ -25,6 +25,7 @@ LAST_TIME = 253_402_300_799_999_999
 #: A record that cannot be read is kept with its bytes, up to this many of them.
 RAW_BYTES = 64 * 1024
 
+_LATEST = (1 << 63) - 1
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
@@ -73,8 +74,13 @@ class Refused(NamedTuple):
     recorded: int | None
 
 
+_NO_LETTERS = pa.RecordBatch.from_pylist([], schema=DEAD_LETTER_SCHEMA)
+
+
 def dead_letters(source: str, split: str, refused: Sequence[Refused]) -> pa.RecordBatch:
     """`refused` as a batch of `DEAD_LETTER_SCHEMA`, in offset order."""
+    if not refused:
+        return _NO_LETTERS
     ordered = sorted(refused, key=lambda each: each.offset)
     count = len(ordered)
     columns = [
@@ -125,6 +131,10 @@ def no_rows(spec: ScanSpec) -> pa.RecordBatch:
 def microseconds(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Event times as int64 microseconds, and which of them are between `FIRST_TIME` and `LAST_TIME`; nulls are not."""
     kind = column.type
+    if not column.null_count and pa.types.is_timestamp(kind) and kind.unit != "ns" and len(column):
+        raw, scale = column.view(pa.int64()).to_numpy(), _MICROSECONDS[kind.unit]
+        if raw.min() >= -(-FIRST_TIME // scale) and raw.max() <= LAST_TIME // scale:
+            return raw * scale, np.ones(len(raw), np.bool_)
     present = np.asarray(column.is_valid())
     if pa.types.is_date32(kind):
         raw = _numbers(column.cast(pa.int32()).cast(pa.int64()))
@@ -162,7 +172,6 @@ def complete(
     """
     letters = list(refused)
     reasons: dict[int, str] = {}
-    keep = np.ones(rows.num_rows, np.bool_)
     for field, column in zip(spec.schema, rows.columns, strict=True):
         if not field.nullable and column.null_count:
             for row in np.flatnonzero(np.asarray(column.is_null())):
@@ -173,7 +182,7 @@ def complete(
         time, inside = microseconds(column)
         for row in np.flatnonzero(~inside):
             reasons.setdefault(int(row), _time_reason(spec.event_time, column, int(row)))
-        if spec.max_ahead is not None and recorded is not None:
+        if spec.max_ahead is not None and recorded is not None and _may_be_ahead(time, recorded, spec.max_ahead):
             dated = inside & (recorded != NEVER)
             for row in np.flatnonzero(dated & (time - np.where(dated, recorded, 0) > spec.max_ahead)):
                 ahead = (int(time[row]) - int(recorded[row])) / 1e6
@@ -183,6 +192,7 @@ def complete(
                     f"{spec.max_ahead / 1e6:.3f} s",
                 )
     if reasons:
+        keep = np.ones(rows.num_rows, np.bool_)
         for refused_row, reason in reasons.items():
             keep[refused_row] = False
             at = recorded_at(recorded, refused_row)
@@ -197,6 +207,12 @@ def complete(
     if time is not None:
         columns.append(pa.array(time, pa.int64()))
     return pa.RecordBatch.from_arrays(columns, schema=row_schema(spec)), dead_letters(spec.name, split, letters)
+
+
+def _may_be_ahead(time: np.ndarray[Any, Any], recorded: np.ndarray[Any, Any], most: int) -> bool:
+    """Whether any of them can be more than `most` ahead of its record: not if the latest is not ahead of the earliest record."""
+    earliest = int(recorded.min(initial=_LATEST))
+    return earliest == NEVER or int(time.max(initial=NEVER)) - earliest > most
 
 
 def _time_reason(name: str, column: pa.Array, row: int) -> str:

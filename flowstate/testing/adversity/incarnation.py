@@ -181,12 +181,17 @@ class Incarnation:
 
     def read(self) -> bool:
         assert self.machine is not None
+        if ahead := self.machine.forward(self.world.random.randint(1, 3)):
+            self.world.counts["pieces"] += 1
+            self.carry_out(ahead)
+            return True
         wanted = list(self.machine.reads().items())
         self.world.random.shuffle(wanted)
         for split, (offset, stop) in wanted:
             rows = self.world.splits.logs[split].poll(offset, stop, self.world.random)
             if rows is not None:
-                self.carry_out(self.machine.read(rows, self.world.now))
+                most = self.world.random.choice([None, 1, 2, 3])
+                self.carry_out(self.machine.read(rows, self.world.now, most))
                 return True
         return False
 
