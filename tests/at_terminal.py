@@ -22,7 +22,7 @@ class AtTerminal:
 
     def __init__(self, *arguments: str, columns: int = 110, lines: int = 30, **more: str) -> None:
         self.shown = b""
-        environ = {**environment(), "TERM": "xterm-256color", **more}
+        environ = {**environment(), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **more}
         for name in ("COLUMNS", "LINES"):
             environ.pop(name, None)
         ours, theirs = pty.openpty()
@@ -51,6 +51,11 @@ class AtTerminal:
     def text(self, after: int = 0) -> str:
         shown = self.shown[after:].decode(errors="replace")
         return ESCAPES.sub("", shown.replace("\x1b[H", "\n"))  # from the top of the screen
+
+    def raw(self, after: int = 0) -> str:
+        """With all that is not seen."""
+        self._read()
+        return self.shown[after:].decode(errors="replace")
 
     def presses(self, keys: str) -> int:
         """How many bytes were shown before."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from asked_process import LOG, AskedProcess
-from asking import ask_all
+from asking import ask, ask_all
 from at_terminal import AtTerminal
+from waiting import until
 
 import flowstate as fs
 
@@ -54,3 +56,79 @@ def test_top_tells_by_a_gateway_and_by_the_snapshots_what_there_is(job: AskedPro
         assert {split["label"] for split in each["splits"]} == {str(job.folder / "log.jsonl")}
     assert "\x1b" not in text.out
     assert text.out.startswith("asked  running  run 1, 2 partitions, 2 workers\n")
+
+
+def test_queries_at_the_prompt(job: AskedProcess, tmp_path: Path) -> None:
+    with AtTerminal("sql", job.address, XDG_STATE_HOME=str(tmp_path)) as prompt:
+        prompt.sees("job 'asked': views months", "asked>")
+        at = prompt.presses("select code,\r")
+        prompt.sees("->", after=at)
+        at = prompt.presses("total from cod\t")
+        prompt.sees("codes", after=at)
+        at = prompt.presses(" where code = 8;\r")
+        prompt.sees("1000000000.01", "1 row, ", "; live", after=at)
+        at = prompt.presses("select totl from codes;\r")
+        prompt.sees('       ^^^^\nReferenced column "totl" not found', after=at)
+        at = prompt.presses("select 1 as ok; selec;\r")
+        prompt.sees("ok\n 1\n", "syntax error", after=at)
+        at = prompt.presses(".schema codes\r")
+        prompt.sees("decimal128", after=at)
+        at = prompt.presses(".shema\r")
+        prompt.sees("did you mean '.schema'?", after=at)
+        at = prompt.presses("select count(*) from range(1000000000000);\r")
+        prompt.sees("range(1000000000000);", after=at)
+        cancel_until_told(prompt, at)
+        prompt.presses("\x04")
+        assert prompt.ends() == 0
+        assert prompt.in_order()
+        assert "Traceback" not in prompt.text()
+    history = tmp_path / "flowstate" / "sql_history"
+    assert "total from codes where code = 8;" in history.read_text()
+    assert history.stat().st_mode & 0o77 == 0
+
+
+def cancel_until_told(prompt: AtTerminal, after: int) -> None:
+    """Ctrl-C at the very prompt throws away a line; what is sent is sent when the query runs."""
+    until(lambda: "\x1b[?2004l" in prompt.raw(after), 20)  # the editor has let go of the terminal
+    prompt.presses("\x03")
+    prompt.sees("cancelled after", after=after)
+
+
+def test_what_was_saved_is_shown_compared_and_queried(job: AskedProcess, tmp_path: Path) -> None:
+    numbers = [json.loads(line)["snapshot"] for line in ask("snapshots", job.snapshots, "--json").out.splitlines()]
+    first, last = str(numbers[0]), str(numbers[-1])
+    shown, compared, wrong, unknown = ask_all(
+        ["snapshots", job.snapshots, "show", last, "--json"],
+        ["snapshots", job.snapshots, "diff", first, last, "--json"],
+        ["snapshots", job.snapshots, "diff", last],
+        ["snapshots", job.snapshots, "show", "999999"],
+    )
+    assert (shown.code, compared.code, wrong.code, unknown.code) == (0, 0, 2, 2)
+    parts = json.loads(shown.out)["partitions"]
+    assert sum(each["rows"]["codes"] for each in parts) == len(LOG)
+    difference = {each["view"]: each for each in json.loads(compared.out)["views"]}["codes"]
+    assert difference["rows_after"] == len(LOG)
+    assert difference["rows_before"] + difference["new"] - difference["gone"] == len(LOG)
+    assert "the numbers of two" in wrong.errors
+    assert "there is no such cut" in unknown.errors
+    with AtTerminal("snapshots", job.snapshots, "open", last, XDG_STATE_HOME=str(tmp_path)) as prompt:
+        prompt.sees(f"at snapshot {last}", "asked>")
+        at = prompt.presses("select sum(events)::int as events from codes;\r")
+        prompt.sees(f" {len(LOG)}\n", "read from saved state", after=at)
+        prompt.presses(".quit\r")
+        assert prompt.ends() == 0
+
+
+def test_at_last_the_job_is_stopped(job: AskedProcess) -> None:
+    with AtTerminal("top", job.snapshots, "--every", "0.2") as top:
+        top.sees("asked  running")
+        (stopped,) = ask_all(["stop", job.address, "--json"])
+        assert stopped.code == 0, stopped
+        told = json.loads(stopped.out)
+        assert (told["job"], told["state"]) == ("asked", "stopped")
+        top.sees("asked  down", "no partition is live")
+        top.presses("q")
+        assert top.ends() == 0
+    (again,) = ask_all(["stop", job.snapshots])
+    assert again.code == 1
+    assert "nothing was stopped" in again.errors

@@ -123,15 +123,26 @@ def get(
 def sql(
     where: Where,
     select: Annotated[
-        str, typer.Argument(metavar="QUERY", help="One SELECT; - reads it from standard input.", show_default=False)
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[QUERY]",
+            help="One SELECT; - reads it from standard input. Without one there is a prompt.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
     rows_form: str,
     fresh: Freshness,
     asking: Callable[[str], Place],
 ) -> int:
-    from flowstate.command.query import query
+    from flowstate.command.query import query, serving
 
-    query(asking(where), sys.stdin.read() if select == "-" else select, fresh, rows_form)
+    if select is None and sys.stdin is not None and sys.stdin.isatty() and os.isatty(1):
+        from flowstate.command.prompt import Prompt
+
+        with serving(asking(where)) as (reader, served):
+            return Prompt(reader, served, fresh, rows_form).serve()
+    query(asking(where), sys.stdin.read() if select in (None, "-") else str(select), fresh, rows_form)
     return 0
 
 
@@ -189,13 +200,89 @@ def snapshots(
         str, typer.Argument(metavar="WHERE", help="The folder or URL of the snapshots.", show_default=False)
     ],
     form: str,
-    action: Annotated[Literal["list"], typer.Argument(help="What to do with them.")] = "list",
+    action: Annotated[
+        Literal["list", "show", "diff", "open"],
+        typer.Argument(
+            help="list them; show N; diff N M: what came between two; open [N]: a prompt for queries over one."
+        ),
+    ] = "list",
+    numbers: Annotated[
+        list[int] | None, typer.Argument(metavar="[N] [M]", help="Their numbers.", show_default=False)
+    ] = None,
 ) -> int:
     from flowstate.command.place import Place
-    from flowstate.command.status import snapshots
 
-    snapshots(Place(where), form)
+    place, given = Place(where), numbers or []
+    if action == "list" and not given:
+        from flowstate.command.status import snapshots
+
+        snapshots(place, form)
+        return 0
+    from flowstate.command.snapshots import checked, diff, open_prompt, show
+
+    url = checked(place, action, given)
+    match action:
+        case "show":
+            show(url, given[0], form)
+        case "diff":
+            diff(url, given[0], given[1], form)
+        case "open":
+            return open_prompt(url, given[0] if given else None)
     return 0
+
+
+def explain(
+    flow: Annotated[str, typer.Argument(help="Where the flow is: module:name or file.py:name.", show_default=False)],
+    form: str,
+    *,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="A flowchart of Mermaid.")] = False,
+    svg: Annotated[bool, typer.Option("--svg", help="A picture.")] = False,
+) -> int:
+    if mermaid + svg + (form == "json") > 1:
+        raise InvalidFlow("a flow is explained in one way: --mermaid, --svg or --json")
+    from flowstate.command.explain import explain
+
+    explain(flow, "mermaid" if mermaid else "svg" if svg else form)
+    return 0
+
+
+def doctor(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FLOW] [WHERE]",
+            help="A flow (module:name or file.py:name), and where a job is that runs; each may be left out.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    snapshots: Annotated[
+        str | None, typer.Option("--snapshots", help="Folder or URL of snapshots to try.", show_default=False)
+    ] = None,
+    bootstrap: Annotated[str | None, typer.Option(help="A Kafka broker to try: host:9092.", show_default=False)] = None,
+    topic: Annotated[list[str] | None, typer.Option(help="A topic that it should have.", show_default=False)] = None,
+    form: str,
+    asking: Callable[[str], Place],
+) -> int:
+    from flowstate.command.doctor import doctor
+    from flowstate.command.target import is_flow
+
+    flows = [each for each in what or () if is_flow(each)]
+    places = [each for each in what or () if not is_flow(each)]
+    if len(flows) > 1 or len(places) > 1:
+        raise InvalidFlow("one flow and one place at a time", got=what)
+    place = asking(places[0]) if places else None
+    return doctor(flows[0] if flows else None, place, snapshots, bootstrap, topic or (), form)
+
+
+def stop(
+    where: Where,
+    form: str,
+    asking: Callable[[str], Place],
+) -> int:
+    from flowstate.command.stopping import stop
+
+    return stop(asking(where), form)
 
 
 HELP: dict[Callable[..., int], str] = {
@@ -203,7 +290,8 @@ HELP: dict[Callable[..., int], str] = {
     "A key takes the types of its columns: 00123 stays text where the column is text, times are ISO 8601 (in UTC without a zone), "
     "numbers must fit exactly. Put -- before a key that begins with a dash. "
     "A key that is not there is exit code 1 with nothing on standard output, as with grep." + CODES,
-    sql: "Run one SELECT of DuckDB over the views, and print its rows." + CODES,
+    sql: "Run one SELECT of DuckDB over the views, and print its rows. Without one: a prompt, with history and completion."
+    + CODES,
     tail: "The rows of a view, and then what changes in them, until Ctrl-C.\n\n"
     "It also ends, with exit code 0, when nobody reads its output any more." + CODES,
     views: "The views of a job: their columns, types and keys." + CODES,
@@ -211,7 +299,14 @@ HELP: dict[Callable[..., int], str] = {
     top: "A job as it is, again and again: throughput, lag, watermarks, keys, memory, snapshots, sinks, and in words what is away, late or "
     "refused, and why.\n\nThe job is followed when it moves. q or Ctrl-C ends it. Where nobody sees it, a line a look. "
     "Who may not control the job sees less." + CODES,
-    snapshots: "The saved snapshots of all partitions at one position, oldest first." + CODES,
+    snapshots: "The saved snapshots of all partitions at one position: list them, oldest first; show one; what came between two; query one."
+    + CODES,
+    explain: "What a flow is, as its plan knows it: sources, keys, windows, views, sinks. Nothing is connected or started."
+    + CODES,
+    doctor: "What keeps a job from running, or will, and what to do: this machine, and a flow, its snapshots, its log and a job, as far as "
+    "they are named.\n\nExit code 0: nothing is wrong. 1: something is. 2: it was called in a wrong way.",
+    stop: "End a job in order, with a last snapshot; flowstate run resumes it. It needs the right to control the job, and asks for nothing "
+    "else." + CODES,
 }
 
 

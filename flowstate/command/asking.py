@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from flowstate.clock import SystemClock
 from flowstate.command.ask import say
@@ -39,6 +39,12 @@ def views(place: Place) -> None:
 
 def tell_saved(answers: Mapping[str, Answer]) -> None:
     """To standard error: what was not read live, and how old that is."""
+    for each in saved_parts(answers):
+        say(each)
+
+
+def saved_parts(answers: Mapping[str, Answer]) -> Iterator[str]:
+    """A sentence for each view of which a part was not read live."""
     now = SystemClock().wall()
     for view, answer in answers.items():
         parts = [each for each in answer.parts if each.origin != "live"]
@@ -46,4 +52,4 @@ def tell_saved(answers: Mapping[str, Answer]) -> None:
             numbers = ", ".join(str(each) for each in sorted(each.partition for each in parts))
             age = max(0.0, now - min(each.as_of for each in parts))
             named = f"partition {numbers}" if len(parts) == 1 else f"partitions {numbers}"
-            say(f"view {view!r}: {named} read from saved state, {age:.1f} s old")
+            yield f"view {view!r}: {named} read from saved state, {age:.1f} s old"

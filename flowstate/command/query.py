@@ -1,14 +1,17 @@
-"""``flowstate sql``: one query over the views of a job, computed as a service computes it, so that rows and errors are the same."""
+"""``flowstate sql``: queries over the views of a job, computed as a service computes them, so that rows and errors are the same."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flowstate.api.sink_status import stored
 from flowstate.command.asking import tell_saved
 from flowstate.command.place import Place
 from flowstate.command.rows import write_rows
 from flowstate.view.freshness import Freshness
+from flowstate_flight.client import FlightReader
 from flowstate_sql.limits import Limits
 from flowstate_sql.served import ServedSql
 
@@ -16,18 +19,29 @@ from flowstate_sql.served import ServedSql
 LONG, MANY = 365 * 86_400.0, 1 << 62
 
 
-def query(place: Place, text: str, fresh: Freshness, kind: str) -> None:
-    """`kind`: text, json or csv. Raises Unavailable, InvalidFlow."""
+@contextmanager
+def serving(place: Place) -> Iterator[tuple[FlightReader, ServedSql]]:
+    """A reader of the job, and what runs queries over it. Raises Unavailable, InvalidFlow."""
     with place.opened() as (reader, saved):
         store, sinks = stored(reader, saved)
-        limits = Limits(seconds=LONG, rows=MANY, memory=_half_of_memory())
-        served = ServedSql(reader, limits, store=store, status=sinks)
+        served = ServedSql(reader, limits(), store=store, status=sinks)
         try:
-            running = served.run(text, fresh=fresh)
-            write_rows(kind, running.schema, running.batches())
-            tell_saved(running.answers)
+            yield reader, served
         finally:
             served.close()
+
+
+def query(place: Place, text: str, fresh: Freshness, kind: str) -> None:
+    """`kind`: text, json or csv. Raises Unavailable, InvalidFlow."""
+    with serving(place) as (_, served):
+        running = served.run(text, fresh=fresh)
+        write_rows(kind, running.schema, running.batches())
+        tell_saved(running.answers)
+
+
+def limits() -> Limits:
+    """Those of one person at her own machine."""
+    return Limits(seconds=LONG, rows=MANY, memory=_half_of_memory())
 
 
 def _half_of_memory() -> int:

@@ -17,6 +17,12 @@ from flowstate.api.stream import Flow
 from flowstate.errors import InvalidFlow, did_you_mean
 
 
+def is_flow(text: str) -> bool:
+    """Whether `text` names a flow, rather than an address or a URL."""
+    place, colon, name = text.rpartition(":")
+    return bool(colon and place) and name.isidentifier() and "://" not in text
+
+
 def load_outputs(target: str) -> tuple[list[Flow], str]:
     """The outputs that `target` names, and the folder that its module lies in. A function is called without arguments. The module goes to
     the cluster by value, so that nobody there has to find it."""
