@@ -16,10 +16,12 @@ from flowstate.clock import SystemClock
 from flowstate.errors import InternalError, InvalidFlow
 from flowstate.plan.position import Place
 from flowstate.view.answer import Answer, PartitionAnswer
+from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import Freshness
 from flowstate_flight import FlightReader, FlightService, connect
 from flowstate_flight.exchange_call import ExchangeCall, StreamBroken, Watchdog
-from flowstate_flight.keys import MANY
+from flowstate_flight.handlers import Numbered
+from flowstate_flight.keys import MANY, key_batch
 from flowstate_flight.ticket import MAX_KEYS
 
 KEYS = pa.record_batch({"customer": ["anna"]})
@@ -116,3 +118,38 @@ def test_the_answers_of_several_partitions_are_one(reader: FlightReader) -> None
     assert answer is not None
     assert sorted(each.partition for each in answer.parts) == [0, 1]
     assert (answer.job, answer.view, answer.live) == ("billing", "subtotals", True)
+
+
+def test_the_metadata_of_messages_reads_as_its_json_however_it_is_written() -> None:
+    read = Numbered()
+    numbered = [f'{{"partition": 0, "id": {number}, "epoch": 7}}' for number in (1, 2, 999, 10**17, 10**18, 10**30)]
+    others = [
+        '{"partition": 0, "id": "x", "epoch": 7}',
+        '{"partition": 1, "id": 5, "epoch": 7}',
+        '{"partition": 1, "id": 6, "epoch": 8}',
+        '{"partition": 1, "id": -6, "epoch": 8}',
+        '{"partition": 1, "id": 6.5, "epoch": 8}',
+        '{"partition": 1, "id": 6, "id": 9, "epoch": 8}',
+        '{"partition": 1, "id": 6, "epoch": 8, "fresh": {"max_age": 1}}',
+        '{"epoch": 8, "id": 6, "partition": 1}',
+    ]
+    for text in (*numbered, *others, *numbered):
+        assert read(text.encode()) == json.loads(text)
+    for damaged in (
+        '{"partition": 0, "id": 007, "epoch": 7}',
+        '{"partition": 0, "id": , "epoch": 7}',
+        "",
+        '{"partition": 0, "id": 7',
+    ):
+        with pytest.raises(InvalidFlow):
+            read(damaged.encode())
+
+
+def test_one_key_as_it_is_and_in_a_list_is_the_same_question() -> None:
+    info = ViewInfo("totals", pa.schema([("k", pa.string()), ("n", pa.int64())]), "keyed", ("k",), ("k",))
+    numbers = ViewInfo("totals", pa.schema([("k", pa.int64())]), "keyed", ("k",), ("k",))
+    for view, key in ((info, "anna"), (info, ""), (info, "ä"), (numbers, 7), (numbers, -(2**63))):
+        assert key_batch(view, key).equals(key_batch(view, [key]))
+    for view, wrong in ((info, "\ud800"), (info, 7), (numbers, 2**63), (numbers, True), (numbers, "7")):
+        with pytest.raises(InvalidFlow):
+            key_batch(view, wrong)

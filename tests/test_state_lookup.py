@@ -90,7 +90,7 @@ def cases(draw: Any) -> tuple[TableSpec, pa.RecordBatch, pa.RecordBatch]:
     return spec, pa.record_batch(columns), keys
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(cases())
 def test_a_message_has_the_rows_that_columns_have(case: tuple[TableSpec, pa.RecordBatch, pa.RecordBatch]) -> None:
     spec, rows, keys = case

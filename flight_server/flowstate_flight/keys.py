@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import functools
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from flowstate.view.directory import Directory, ViewInfo
 #: Keys in one lookup beyond which each is sent once, since a message holds no more than so many. For fewer that would take longer than to
 #: look them up.
 MANY = 100_000
+#: What a single key is written as most often, and for which type.
+_ONE = {str: pa.string(), int: pa.int64()}
 
 
 def key_text(info: ViewInfo) -> str:
@@ -32,6 +35,10 @@ def key_batch(info: ViewInfo, keys: Any) -> pa.RecordBatch:
     """
     if not info.routing_keys:
         raise InvalidFlow(f"view {info.name!r} has no key to look up; scan it, with a filter if need be")
+    kind = info.key_schemas[1].types[0]
+    if _ONE.get(type(keys)) == kind and len(info.routing_keys) == 1:  # the usual lookup
+        with contextlib.suppress(ValueError, OverflowError, pa.ArrowException):
+            return pa.RecordBatch.from_arrays([pa.array([keys], kind)], schema=info.key_schemas[1])
     if isinstance(keys, pa.RecordBatch | pa.Table):
         columns = {name: keys.column(name) for name in keys.schema.names}
     elif isinstance(keys, Mapping):

@@ -44,14 +44,14 @@ class KeyColumns:
             kind, array = key_array(column)
             held.append(array)
             validity, *offsets, values = array.buffers()
-            start = end = 0
+            start = end = nulls = 0
             if values is not None:
                 start = values.address
                 end = start + values.size
-            line = [
-                kind, start, offsets[0].address if offsets and offsets[0] is not None else 0,
-                validity.address if array.null_count and validity is not None else 0, array.offset, end, 0, 0,
-            ]  # fmt: skip
+            if validity is not None and array.null_count:
+                nulls = validity.address
+            texts = offsets[0].address if offsets and offsets[0] is not None else 0
+            line = [kind, start, texts, nulls, array.offset, end, 0, 0]
             lines.append(line)
             if kind >= _BYTES:
                 variable.append(line)
