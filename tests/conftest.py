@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import browser
 import go_reader
 import jdbc_client
 import pytest
@@ -37,6 +38,7 @@ FETCHED: dict[str, Callable[[], object]] = {
     "s3": s3_server.program,
     "go": go_reader.build,
     "jdbc": jdbc_client.fetch,
+    "browser": browser.fetch_on_ci,
 }
 
 # How long an example takes says more about the machine than about us. (Where CI is set, Hypothesis's own profile says the same.)
@@ -53,6 +55,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 PROCESSES = (
     "test_client_",
     "test_command_",
+    "test_dashboard",
     "test_demo",
     "test_gateway",
     "test_job_",

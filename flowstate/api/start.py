@@ -129,6 +129,8 @@ def _start(
 ) -> Job:
     import cloudpickle
 
+    from flowstate.dashboard.scheduler import Dashboard
+    from flowstate.dashboard.worker import WorkerMetrics
     from flowstate.runtime.host import Host
     from flowstate.runtime.security import Security
     from flowstate.runtime.supervisor import Supervisor
@@ -151,6 +153,7 @@ def _start(
     if not hosted:
         _check_reach(client, access)
     client.register_plugin(Supervisor(wanted))
+    client.register_plugin(Dashboard())
     security = client.run_on_scheduler(_security)  # that of the first job here, which every job has
     if (access, tls) != (None, None) and wanted.fingerprint != security.fingerprint:
         raise InvalidFlow(
@@ -159,6 +162,7 @@ def _start(
         )
     if not hosted:  # registering again would replace the hosts, and end what they host
         client.register_plugin(Host(security=security, answer_partial=answer_partial))
+        client.register_plugin(WorkerMetrics())
     answer = client.sync(client.scheduler.flowstate_start, spec=cloudpickle.dumps(spec))
     run = int(unwrap(answer)["run"])
     states = saved_states(spec.snapshots, spec.storage_options, spec.name)

@@ -33,3 +33,10 @@ def sink(
         yield f"{place} has not taken what waits for it for {waiting:.0f} s"
     if rejected:
         yield f"{place}: {rejected} rows were refused for good; job.rejected() has them"
+
+
+def behind(split: str, lag: int, rate: float) -> str:
+    """Of a split of which `lag` offsets are not applied everywhere yet, `rate` more each second."""
+    if rate <= 0:
+        return f"split {split} is behind its log by {lag}, and nothing of it is read just now"
+    return f"split {split} is behind its log by {lag}; at {rate:.0f} a second it needs {lag / rate:.0f} s"

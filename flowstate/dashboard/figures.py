@@ -1,0 +1,79 @@
+"""What a worker knows of its partitions beyond their reports (`runtime.status`): plain data, sent with Dask's heartbeats."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from flowstate.runtime.counted import CountedPartition
+from flowstate.runtime.host import Host
+from flowstate.runtime.pump import Pump
+from flowstate.state.append import AppendTable
+
+#: Seconds for which the size of a state is not counted again.
+SIZE_FOR = 5.0
+#: Splits of one partition whose ends are looked at; of more, the others have no lag.
+MOST_SPLITS = 200
+
+
+class Figures:
+    """Of the worker process of `host`. Looked at by one thread at a time."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._sizes: weakref.WeakKeyDictionary[Pump, tuple[float, int]] = weakref.WeakKeyDictionary()
+
+    def served(self) -> list[CountedPartition]:
+        return list(self.host.served.values())
+
+    def look(self) -> dict[str, Any]:
+        """By job and partition: ``{"epoch", "bytes", "queries", "ends", "appended"}``, msgpack-able."""
+        found: dict[str, Any] = {}
+        for each in self.served():
+            found.setdefault(each.job, {})[str(each.partition)] = {
+                "epoch": each.pump.epoch,
+                "bytes": self.size(each.pump),
+                "queries": {kind: queries.total for kind, queries in each.queries.items()},
+                "ends": self.ends(each.pump),
+                "appended": self.appended(each.pump),
+            }
+        return found
+
+    def size(self, pump: Pump) -> int | None:
+        """Bytes of its tables; None while it loads. Asked beside the pump: what it changes meanwhile is counted the next time."""
+        now = self.host.clock.monotonic()
+        counted = self._sizes.get(pump)
+        if counted is not None and now - counted[0] < SIZE_FOR:
+            return counted[1]
+        if pump.machine is None or pump.state == "loading":
+            return None
+        try:
+            tables = list(pump.machine.contents.tables.values())
+            size = sum(sum(each.memory().values()) for each in tables)
+        except RuntimeError:  # something grew while it was counted
+            return None if counted is None else counted[1]
+        self._sizes[pump] = now, size
+        return size
+
+    @staticmethod
+    def ends(pump: Pump) -> dict[str, list[int]]:
+        """Of the splits that it reads: where each ends now, as far as that can be told at a look, and how far of it is applied here."""
+        machine = pump.machine
+        if machine is None or pump.state == "loading":
+            return {}
+        found: dict[str, list[int]] = {}
+        for split, reading in list(machine.readings.items())[:MOST_SPLITS]:
+            end = reading.end if reading.end is not None else pump.intake.known_end(reading.entry.source, split)
+            applied = machine.contents.marks.position.get(split)
+            if end is not None and applied is not None:
+                found[split] = [end, applied.offset]
+        return found
+
+    @staticmethod
+    def appended(pump: Pump) -> dict[str, int]:
+        """Rows that its tables without a key (late rows, dead letters, streams on their way to a sink) were ever given."""
+        machine = pump.machine
+        if machine is None or pump.state == "loading":
+            return {}
+        tables = machine.contents.tables.items()
+        return {name: table.count for name, table in list(tables) if isinstance(table, AppendTable)}
