@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from benchmarks import keyed_state
 from flowstate.plan.spec import AggregateSpec, TableSpec
 from flowstate.plan.window import Period, WindowSpec
+from flowstate.runtime.provide import provide_memory
 from flowstate.state.kernels import warm_up
 from flowstate.state.table import KeyedTable
 
@@ -267,6 +268,7 @@ def main() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
     warm_up()
+    provide_memory()  # as a worker does
     print(f"load {os.getloadavg()[0]:.1f}")
     for part in arguments.parts:
         if part == "growth":

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gc
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 
 from flowstate.plan.spec import AggregateSpec, TableSpec
 from flowstate.plan.window import Period, WindowSpec
+from flowstate.runtime import provide
+from flowstate.state import block as state_block
+from flowstate.state.block import Reserve
 from flowstate.state.table import KeyedTable
 
 TIME = pa.timestamp("us", "UTC")
@@ -148,3 +154,27 @@ def test_a_window_is_gone_at_once_and_views_of_it_stay() -> None:
     assert again.windows() == [(1, 100_000), (2, 100_000)]
     assert again.expire(1) == 100_000
     assert pc.sum(pa.Table.from_batches(again.view().batches()).column("total")).as_py() == sum(range(100_000))
+
+
+def test_memory_is_made_ready_while_a_table_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve = Reserve()
+    monkeypatch.setattr(state_block, "reserve", reserve)
+    monkeypatch.setattr(provide, "reserve", reserve)
+    assert reserve.take() is None
+    assert not reserve.fill()  # nobody took any: a process whose tables are small keeps none
+    provide.provide_memory()
+    table, block = KeyedTable(billing(False), seed=11), 50_000
+    for first in range(0, 400_000, block):
+        table.apply(rows(first, block))
+    soon = time.monotonic() + 20
+    while not (ready := reserve.nbytes):
+        assert time.monotonic() < soon
+        threading.Event().wait(0.01)
+    slab = reserve.take()
+    assert slab is not None
+    assert slab.ctypes.data % (2 << 20) == 0
+    assert not slab.any()
+    assert ready <= 4 * slab.nbytes
+    found = pa.Table.from_batches(table.view().batches())
+    assert pc.sum(found.column("total")).as_py() == sum(range(400_000))
+    assert pc.count_distinct(found.column("customer")).as_py() == 400_000

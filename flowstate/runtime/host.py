@@ -26,6 +26,7 @@ from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.kept import BUDGET
 from flowstate.runtime.lease import Lease
 from flowstate.runtime.link import ClientLink, LocalPort, Mailbox, Port, ServerLink
+from flowstate.runtime.provide import provide_memory
 from flowstate.runtime.pump import Pump
 from flowstate.runtime.reply import unwrap
 from flowstate.runtime.saving import Saver
@@ -96,6 +97,7 @@ class Host(WorkerPlugin):
         self.service.set_control_handler(self.control)
         self.service.set_partial_handler(self.answer_partial)
         self._urgent = asyncio.Event()
+        provide_memory()
         self._warming = threading.Thread(target=_warm_up, name="flowstate-warm-up", daemon=True)
         self._warming.start()  # before anybody needs it: a partition that comes here from a dead worker should not wait for it
         worker.handlers["flowstate_prepare"] = self.prepare
