@@ -14,9 +14,13 @@ ALL = {
     "keyed_state": "keyed sum and count from memory, against DuckDB one-shot; bytes per key",
     "lookup": "one key through Flight and SQL while the job ingests",
     "queries": "every way of asking while the job ingests, beside its limit and its peer; whole-view SQL and throughput",
+    "memory_peers": "keyed sum and count from memory beside DuckDB, Polars and Flink (Java and Maven), on one core",
+    "nexmark": "Nexmark's keyed questions beside DuckDB",
     "snapshot_pause": "longest pause of applying while a snapshot is taken",
 }
 EXTRA = {
+    "kafka_peers": "from a topic to queryable state beside Flink and Kafka Streams (Java and Maven), on one core",
+    "kafka_lookups": "how much of that a job keeps while 256 lookups are in flight",
     "kafka_in": "messages from a real broker, one by one and many at once, as payloads and as columns",
     "soak": "ten minutes under load: memory and queues",
     "flight_lookup": "lookups on a synthetic partition",

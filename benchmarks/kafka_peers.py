@@ -17,6 +17,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -77,8 +78,8 @@ def fill(broker: KafkaBroker, messages: int) -> float:
     return size / messages
 
 
-def compare(names: list[str], workload: str, bootstrap: str, messages: int, repeat: int) -> list[System]:
-    """Runs in turn; those of a system whose run takes over 20 s are fewer."""
+def compare(names: list[str], workload: str, bootstrap: str, messages: int, repeat: int, until: float) -> list[System]:
+    """Runs in turn; those of a system whose run takes over 20 s are fewer, and no turn begins after `until`."""
     common = {"bootstrap": bootstrap, "topic": TOPIC, "events": str(messages), "workload": workload}
     with ExitStack() as stack:
         systems = []
@@ -90,6 +91,8 @@ def compare(names: list[str], workload: str, bootstrap: str, messages: int, repe
         for each in systems:
             stack.callback(each.close)
         for number in range(repeat):
+            if number and time.monotonic() > until:
+                break
             for each in systems:
                 if number < FEW or each.runs[0].seconds < SLOW:
                     each.run()
@@ -130,6 +133,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--workloads", nargs="+", default=["billing", "counts"], choices=["billing", "counts"])
     parser.add_argument("--systems", nargs="+", default=list(USUAL), choices=list(SYSTEMS))
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="no turn begins so many seconds after a workload began"
+    )
     options = parser.parse_args()
     os.sched_setaffinity(0, {1})  # and the broker with it
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +148,8 @@ def main() -> None:
                 f"{options.messages:,} messages of {size:.0f} bytes, medians, load {os.getloadavg()[0]:.1f}", flush=True
             )
             for workload in options.workloads:
-                systems = compare(options.systems, workload, broker.bootstrap, options.messages, options.repeat)
+                until = time.monotonic() + options.seconds
+                systems = compare(options.systems, workload, broker.bootstrap, options.messages, options.repeat, until)
                 show(systems, workload, options.messages)
         finally:
             broker.kill()

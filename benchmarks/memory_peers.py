@@ -64,7 +64,7 @@ def by_flowstate(batches: list[pa.RecordBatch]) -> Run:
         groups += batch.num_rows
         events += pc.sum(batch.column("events")).as_py()
         cents += int((pc.sum(batch.column("total")).as_py() or 0) * 100)
-    return Run(seconds, used, groups, events, cents)
+    return Run(seconds, used, groups, events, cents, memory=sum(state.memory().values()))
 
 
 def by_duckdb(rows: pa.Table, connection: duckdb.DuckDBPyConnection) -> Run:
@@ -104,7 +104,7 @@ def by_numbers(rows: pa.Table, file: Path) -> None:
     found.tofile(file)
 
 
-def compare(rows: int, groups: int, repeat: int, names: list[str], flink_rows: int) -> None:
+def compare(rows: int, groups: int, repeat: int, names: list[str], flink_rows: int, until: float) -> None:
     table = billing(rows, groups)
     block = 32_768 if groups < 200_000 else 16_384
     batches = table.to_batches(max_chunksize=block)
@@ -121,7 +121,9 @@ def compare(rows: int, groups: int, repeat: int, names: list[str], flink_rows: i
         systems = [System(each, ()) for each in here if each in names]
         if "flink" in names:
             systems += flinks(stack, folder / "rows", table.slice(0, flink_rows), groups // 2)
-        for _ in range(repeat):
+        for number in range(repeat):
+            if number and time.monotonic() > until:
+                break
             for each in systems:
                 each.runs.append(here[each.name]()) if each.name in here else each.run()
                 gc.collect()
@@ -164,6 +166,10 @@ def show(systems: list[System], rows: int, groups: int) -> None:
         settings: dict[str, Any] = {"groups": groups, "rows": rows}
         record("memory_peers", "rows taken in", each.rate, "M rows/s", system=each.name, **settings)
         record("memory_peers", "processor", each.cpu, "CPU s/M rows", system=each.name, **settings)
+        if size := each.runs[-1].memory:
+            record(
+                "memory_peers", "bytes per group", size / each.runs[-1].groups, "bytes", system=each.name, **settings
+            )
         line = f"{each.name:36}{each.rate:11.2f}{each.cpu:9.4f}"
         if ours is None or each is ours:
             line += " " * 27
@@ -192,12 +198,16 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     known = ["flowstate", "duckdb", "polars", "flink"]
     parser.add_argument("--systems", nargs="+", default=known, choices=known)
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="no turn begins so many seconds after the first of its groups"
+    )
     options = parser.parse_args()
     os.sched_setaffinity(0, {0})
     pa.set_cpu_count(1)
     warm_up()
     for groups in options.groups:
-        compare(options.rows, groups, options.repeat, options.systems, min(options.rows, options.flink_rows))
+        until = time.monotonic() + options.seconds
+        compare(options.rows, groups, options.repeat, options.systems, min(options.rows, options.flink_rows), until)
 
 
 if __name__ == "__main__":

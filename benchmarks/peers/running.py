@@ -23,7 +23,8 @@ PATIENCE = 400.0
 
 @dataclass(frozen=True)
 class Run:
-    """`beside` is the part of `cpu` that is not the worker's: Dask's scheduler, and the client that asks."""
+    """`beside` is the part of `cpu` that is not the worker's: Dask's scheduler, and the client that asks. `asked` is how many
+    lookups were answered meanwhile, `memory` the bytes of its state."""
 
     seconds: float
     cpu: float
@@ -31,6 +32,8 @@ class Run:
     events: int
     cents: int
     beside: float = 0.0
+    asked: float = 0.0
+    memory: int = 0
 
     @property
     def found(self) -> tuple[int, int, int]:
