@@ -22,6 +22,7 @@ from flowstate_flight import FlightReader, FlightService, connect
 from flowstate_flight.exchange_call import ExchangeCall, StreamBroken, Watchdog
 from flowstate_flight.handlers import Numbered
 from flowstate_flight.keys import MANY, key_batch
+from flowstate_flight.lookups import joined
 from flowstate_flight.ticket import MAX_KEYS
 
 KEYS = pa.record_batch({"customer": ["anna"]})
@@ -153,3 +154,22 @@ def test_one_key_as_it_is_and_in_a_list_is_the_same_question() -> None:
     for view, wrong in ((info, "\ud800"), (info, 7), (numbers, 2**63), (numbers, True), (numbers, "7")):
         with pytest.raises(InvalidFlow):
             key_batch(view, wrong)
+
+
+def test_answers_that_are_joined_say_what_they_say_when_they_are_merged() -> None:
+    names = ["billing", 'a"parts": [b', '], "consistent": false}', "ä\\"]
+    for name in names:
+        parts = [
+            PartitionAnswer(
+                number, 1, {f"{name}/{number}": Place(7, 0)}, -5, 17.25, "saved" if number else "live", number or None
+            )
+            for number in range(3)
+        ]
+        answers = [Answer(name, name, (each,)) for each in parts]
+        merged = Answer.merge(answers).to_json()
+        assert joined([each.to_json().encode() for each in answers]).decode() == merged
+        assert joined([json.dumps(each.to_data()).encode() for each in answers]).decode() == merged
+        compact = [json.dumps(each.to_data(), separators=(",", ":")).encode() for each in answers]
+        assert joined(compact).decode() == merged
+        consistent = [answers[0], answers[1]._replace(consistent=True)]
+        assert joined([each.to_json().encode() for each in consistent]).decode() == Answer.merge(consistent).to_json()

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from flowstate.errors import InternalError, InvalidFlow
-from flowstate.view.answer import Answer
+from flowstate.view.answer import METADATA_KEY, Answer
 from flowstate.view.columns import chosen
 from flowstate.view.directory import Directory, ViewInfo
 from flowstate.view.freshness import Freshness, wait_of
@@ -76,17 +76,14 @@ class GatewayRequests(Requests):
     def lookups(self, command: dict[str, Any]) -> LookupStream:
         return _Lookups(self, command)
 
-    def lookup(self, view: str, keys: pa.RecordBatch, fresh: Freshness) -> tuple[pa.RecordBatch, Answer]:
-        """The rows of `keys`, wherever they are."""
+    def lookup(self, view: str, keys: pa.RecordBatch, fresh: Freshness) -> tuple[pa.RecordBatch, str]:
+        """The rows of `keys`, wherever they are, and the answer as the JSON that came: nothing in it has to be changed."""
         table = self.reader.lookup(view, keys, None, fresh)
-        answer = self._answer(table.schema, self.reader.info(view))
-        schema = table.schema.remove_metadata()
-        found = table.combine_chunks().to_batches()
-        return (
-            pa.RecordBatch.from_arrays(found[0].columns, schema=schema)
-            if found
-            else pa.RecordBatch.from_pylist([], schema)
-        ), answer
+        told = (table.schema.metadata or {}).get(METADATA_KEY)
+        answer = self._answer(table.schema, self.reader.info(view)).to_json() if told is None else told.decode()
+        table = table.replace_schema_metadata(None)
+        found = (table if table.column(0).num_chunks == 1 else table.combine_chunks()).to_batches()
+        return (found[0] if found else pa.RecordBatch.from_pylist([], table.schema)), answer
 
     def _answer(self, schema: pa.Schema, view: ViewInfo) -> Answer:
         """Without a part where nobody had to be asked, for no keys."""
@@ -135,4 +132,4 @@ class _Lookups(LookupStream):
         rows, answer = self._requests.lookup(self._view, keys, fresh)
         if rows.schema != self.schema:
             raise InternalError("a view has changed; begin another exchange", view=self._view)
-        return rows, answer.to_json()
+        return rows, answer
