@@ -164,7 +164,7 @@ def shapes(rows: int) -> Iterator[Shape]:
     few = rows // 4
     yield Shape("text of 200 bytes", table(k=long.take(pa.array(some))).slice(0, few), ["k"], both)
     day = pa.array((some % 365).astype(np.int32)).view(pa.date32())
-    price = pc.cast(pa.array(some % 100), pa.decimal128(12, 2))
+    price = pa.array((some % 100).astype(np.int16)).cast(pa.decimal128(12, 2))
     nulls = [None if each % 100 == 0 else f"region-{each}" for each in range(1000)]
     region = pa.array(nulls).take(pa.array(some // 1000))
     four = table(region=region, n=pa.array(some // 10), day=day, price=price).slice(0, rows // 2)

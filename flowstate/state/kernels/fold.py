@@ -133,9 +133,12 @@ def sum_floats(pointers, slots, shift, values, validity, first, ahead):
 
 
 @kernel
-def spread(counts, means, squares, slots, shift, values, validity, first):
+def spread(counts, means, squares, slots, shift, values, validity, first, ahead):
     """Count, mean and sum of squared distances from it (Welford 1962)."""
     for index in range(slots.shape[0]):
+        ask(counts, slots, index, shift, 8, ahead)
+        ask(means, slots, index, shift, 8, ahead)
+        ask(squares, slots, index, shift, 8, ahead)
         if validity == 0 or is_valid(validity, first + index):
             value, slot = as_float(load(values + U(8 * index))), slots[index]
             count = load(cell(counts, slot, shift, 8)) + U(1)
@@ -234,10 +237,12 @@ def keep_bytes(arena, address, size):
 
 
 @kernel
-def extreme(first_row, pointers, column, slots, shift, kind, sign, values, offsets, flags, arenas):
+def extreme(first_row, pointers, column, slots, shift, kind, sign, values, offsets, flags, arenas, ahead):
     """min and max. Returns the row before which the value memory of its chunk was full, or the number of rows."""
     width = 16 if kind >= DECIMAL else 8
     for index in range(first_row, slots.shape[0]):
+        ask(pointers[column], slots, index, shift, 1, ahead)
+        ask(pointers[column + 1], slots, index, shift, width, ahead)
         if flags != 0 and load_byte(flags + U(index)) != _VALUE:
             continue
         slot = slots[index]
@@ -261,11 +266,13 @@ def extreme(first_row, pointers, column, slots, shift, kind, sign, values, offse
 
 @kernel
 def ordered(
-    first_row, pointers, column, slots, shift, kind, sign, values, offsets, flags, times, ranks, places, arenas
+    first_row, pointers, column, slots, shift, kind, sign, values, offsets, flags, times, ranks, places, arenas, ahead
 ):
     """first (`sign` 1) and last (-1) by (time, rank of the split, offset). Returns as `extreme` does."""
     width = 16 if kind >= DECIMAL else 8
     for index in range(first_row, slots.shape[0]):
+        for each in range(4):
+            ask(pointers[column + each], slots, index, shift, 8 if each else 1, ahead)
         mark = load_byte(flags + U(index))
         if mark == _NONE:
             continue
@@ -328,7 +335,7 @@ def run(program, operation, row, pointers, slots, shift, ahead, arenas):
         elif what == SUM_FLOAT:
             sum_floats(state, slots, shift, values, validity, first, ahead)
         elif what == SPREAD:
-            spread(state, pointers[column + 1], pointers[column + 2], slots, shift, values, validity, first)
+            spread(state, pointers[column + 1], pointers[column + 2], slots, shift, values, validity, first, ahead)
         elif what == MERGE_SPREAD:
             merge_spread(
                 state, pointers[column + 1], pointers[column + 2], slots, shift, values, U(line[SECOND]), U(line[THIRD])
@@ -346,11 +353,12 @@ def run(program, operation, row, pointers, slots, shift, ahead, arenas):
                 U(line[OFFSETS]),
                 U(line[FLAGS]),
                 arenas,
+                ahead,
             )
         elif what == ORDERED:
             stopped = ordered(
                 row, pointers, column, slots, shift, line[KIND], line[SIGN], values, U(line[OFFSETS]), U(line[FLAGS]),
-                U(line[SECOND]), U(line[RANKS]), U(line[THIRD]), arenas,
+                U(line[SECOND]), U(line[RANKS]), U(line[THIRD]), arenas, ahead,
             )  # fmt: skip
         if stopped < slots.shape[0]:
             return operation, stopped
