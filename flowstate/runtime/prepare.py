@@ -99,7 +99,8 @@ class Preparer:
         visible = [name for name in rows.batch.schema.names if not name.startswith("__")]
         letters = []
         for offset, reason in zip(*(column.to_pylist() for column in failed.columns), strict=True):
-            row = rows.batch.slice(int(np.searchsorted(offsets, offset)), 1).select(visible).to_pylist()[0]
+            begin, end = np.searchsorted(offsets, offset), np.searchsorted(offsets, offset, "right")
+            record = rows.batch.slice(int(begin), int(end - begin)).select(visible).to_pylist()
             letters.append(
                 {
                     "source": self.plan.sources[source].name,
@@ -107,7 +108,9 @@ class Preparer:
                     "offset": offset,
                     "view": table,
                     "reason": reason,
-                    "raw": json.dumps(row, default=str, ensure_ascii=False).encode(),
+                    "raw": json.dumps(
+                        record[0] if len(record) == 1 else record, default=str, ensure_ascii=False
+                    ).encode(),
                     "recorded": None,
                 }
             )

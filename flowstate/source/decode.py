@@ -1,6 +1,6 @@
 """Payload bytes -> rows of the scan's schema, and a dead letter for each record that cannot be read.
 
-For every format there is a complete slow reader (`json_rows`, `csv_rows`, `arrow_rows`) that decides what a record means; for JSON
+For every format there is a complete reader (`json_rows`, `csv_rows`, `arrow_rows`) that decides what a record means; for JSON
 also two that read many records at once and answer only where they are certain to agree. The fastest (`json_guess`) takes the records
 that look like those before them and leaves all others. The fast one (`json_block`) reads of those what it can; it marks the records
 that surprise it, and gives up on a block that Arrow's reader refuses. A refused block is narrowed down until the slow reader takes
@@ -35,7 +35,7 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class RowReader(Protocol):
-    """Reads one record; raises `Unreadable`."""
+    """Reads one record of one row; raises `Unreadable`."""
 
     def read(self, raw: bytes) -> dict[str, Any]: ...
 
@@ -79,7 +79,9 @@ class Decoder:
     ) -> None:
         self._spec = spec
         self._schema = spec.schema.remove_metadata()
+        self._whole = ArrowRows(spec.schema) if form == "arrow" else None
         self._slow, self._fast, self._guess = _readers(spec, form, header)
+        self.rows_per_record = 1.0  # of late
         if not fast:
             self._fast = None
         if not (fast and guess):
@@ -91,7 +93,9 @@ class Decoder:
         """The rows with their hidden columns, and the dead letters (with those `refused` before), both in offset order."""
         parts = _Parts(refused=list(refused))
         rest = self._read_guessing(records, parts)
-        if self._fast is None:
+        if self._whole is not None:
+            self._read_whole(records, self._whole, parts)
+        elif self._fast is None:
             self._read_slowly(records, rest, parts)
         elif len(rest):
             certain = self._fast.certain(records if len(rest) == len(records) else records.only(rest))
@@ -108,6 +112,22 @@ class Decoder:
             lambda row: records.raw(int(rows[row])),
             parts.refused,
         )
+
+    def _read_whole(self, records: Records, reader: ArrowRows, parts: _Parts) -> None:
+        """Records that have their rows in columns already."""
+        buffer = pa.py_buffer(records.buffer)
+        places = zip(records.starts.tolist(), records.ends.tolist(), strict=True)
+        for number, (start, end) in enumerate(places):
+            try:
+                batch = reader.read(buffer.slice(start, end - start))
+            except Unreadable as reason:
+                refused = Refused(int(records.offsets[number]), str(reason), records.raw(number), records.at(number))
+                parts.refused.append(refused)
+                continue
+            parts.batches.append(batch)
+            parts.rows.append(np.full(batch.num_rows, number, np.int64))
+        if len(records):
+            self.rows_per_record = max(1.0, sum(each.num_rows for each in parts.batches) / len(records))
 
     def _read_guessing(self, records: Records, parts: _Parts) -> Numbers:
         """Returns the records that are left."""
@@ -175,6 +195,7 @@ class Decoder:
             waiting += [block[half:], block[:half]]
 
     def _read_slowly(self, records: Records, rows: Numbers, parts: _Parts) -> None:
+        assert self._slow is not None
         read: list[dict[str, Any]] = []
         kept: list[int] = []
         for row in rows.tolist():
@@ -205,9 +226,9 @@ class Decoder:
 
 def _readers(
     spec: ScanSpec, form: str, header: Sequence[str] | None
-) -> tuple[RowReader, BlockReader | None, GuessReader | None]:
+) -> tuple[RowReader | None, BlockReader | None, GuessReader | None]:
     if form == "arrow":
-        return ArrowRows(spec.schema), None, None
+        return None, None, None
     nested = [each for each in spec.schema if pa.types.is_nested(each.type)]
     unreadable = [each for each in spec.schema if not readable(each.type)]
     if form == "csv":

@@ -332,7 +332,7 @@ class KafkaReader(SourceReader):
     def _ready(self, splits: Sequence[_Split], wanted: Mapping[str, int | None], max_rows: int) -> list[Rows]:
         given = []
         active = [each for each in splits if each.waiting]
-        share = max(1, max_rows // max(1, len(active)))
+        share = max(1, int(max_rows / max(1, len(active)) / self._decoder.rows_per_record))
         for split in splits:
             if split.topic_id and self._watch.seen is None:
                 continue  # not before it is known that this is still the topic

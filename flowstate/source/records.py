@@ -166,9 +166,10 @@ def complete(
     raw: Callable[[int], bytes | None],
     refused: Sequence[Refused] = (),
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Check `rows` (the scan's columns, row i at ``offsets[i]``), add the hidden columns, and collect the dead letters.
+    """Check `rows` (the scan's columns, row i at ``offsets[i]``), add the hidden columns, and collect the dead letters. Rows with the same
+    offset are of one record, and stand together.
 
-    `raw(i)` gives the bytes of row i, asked only for rows that are refused now.
+    `raw(i)` gives the bytes of the record of row i, asked only for rows that are refused now.
     """
     letters = list(refused)
     reasons: dict[int, str] = {}
@@ -192,11 +193,15 @@ def complete(
                     f"{spec.max_ahead / 1e6:.3f} s",
                 )
     if reasons:
-        keep = np.ones(rows.num_rows, np.bool_)
-        for refused_row, reason in reasons.items():
-            keep[refused_row] = False
-            at = recorded_at(recorded, refused_row)
-            letters.append(Refused(int(offsets[refused_row]), reason, raw(refused_row), at))
+        # Rows of one record, which share its offset, are refused together: it is counted as a whole or not at all.
+        keep = ~np.isin(offsets, offsets[list(reasons)])
+        said: set[int] = set()
+        for refused_row, reason in sorted(reasons.items()):
+            offset = int(offsets[refused_row])
+            if offset not in said:
+                said.add(offset)
+                reason, at = _of_row(reason, offsets, refused_row), recorded_at(recorded, refused_row)
+                letters.append(Refused(offset, reason, raw(refused_row), at))
         chosen = pa.array(keep)
         columns = [each.filter(chosen) for each in rows.columns]
         offsets = offsets[keep]
@@ -207,6 +212,12 @@ def complete(
     if time is not None:
         columns.append(pa.array(time, pa.int64()))
     return pa.RecordBatch.from_arrays(columns, schema=row_schema(spec)), dead_letters(spec.name, split, letters)
+
+
+def _of_row(reason: str, offsets: np.ndarray[Any, Any], row: int) -> str:
+    """The reason, with the number of the row in its record if that has several."""
+    begin, end = np.searchsorted(offsets, offsets[row]), np.searchsorted(offsets, offsets[row], "right")
+    return f"row {row - begin + 1} of {end - begin}: {reason}" if end - begin > 1 else reason
 
 
 def _may_be_ahead(time: np.ndarray[Any, Any], recorded: np.ndarray[Any, Any], most: int) -> bool:
