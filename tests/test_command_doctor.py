@@ -63,7 +63,7 @@ def test_snapshots_of_another_flow_are_told_with_what_differs(tmp_path: Path) ->
     url = str(tmp_path / "snapshots")
     JobChain(Store.open(url)).claim_run(
         name="totals",
-        plan=before.describe(),
+        plan={"flow": before.describe()},
         fingerprint=before.fingerprint,
         partitions=2,
         key_groups=128,

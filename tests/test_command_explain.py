@@ -7,15 +7,18 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pyarrow as pa
+import pytest
 from asking import ask_all
 
 import flowstate as fs
+from flowstate.command.target import load_outputs
 from flowstate.plan import drawing
 from flowstate.plan.graph import Graph, graph
 
 SCHEMA = pa.schema({"k": pa.string(), "n": pa.int64(), "at": pa.timestamp("ms", "UTC")})
 FLOW = """
 import pyarrow as pa
+import pytest
 import flowstate as fs
 SCHEMA = pa.schema({"k": pa.string(), "n": pa.int64(), "at": pa.timestamp("ms", "UTC")})
 def flow():
@@ -92,3 +95,26 @@ def test_from_a_shell_without_a_network(tmp_path: Path) -> None:
     assert len(known["fingerprint"]) == 64
     assert (wrong.code, wrong.out) == (2, "")
     assert "did you mean 'flow'?" in wrong.errors
+
+
+def test_arguments_of_the_flow_take_the_types_of_its_parameters(tmp_path: Path) -> None:
+    (tmp_path / "taking.py").write_text(
+        "import flowstate as fs, pyarrow as pa\n"
+        "def flow(topic: str, every='1d', most=3, exact: bool = False):\n"
+        "    assert (type(most), exact) == (int, True), (most, exact)\n"
+        "    rows = fs.scan_kafka(topic, bootstrap='nowhere:1', schema=pa.schema({'n': pa.int64(), 'at': pa.timestamp('ms')}))\n"
+        "    return rows.group_by(day=fs.window('at', every=every)).agg(n=fs.len()).view('totals')\n"
+    )
+    place = f"{tmp_path}/taking.py:flow"
+    (output,), _ = load_outputs(place, ["topic=a=b", "every=1h", "most=7", "exact=yes"])
+    assert "every='1h'" in output.explain()
+    assert "scan_kafka('a=b'" in output.explain()
+    for settings, message in (
+        ([], r"needs --set topic=\.\.\."),
+        (["topic=a", "mots=1"], "did you mean 'most'"),
+        (["topic=a", "most=many"], "most is a number"),
+        (["topic=a", "exact=maybe"], "exact is true or false"),
+        (["topic"], "--set is NAME=VALUE"),
+    ):
+        with pytest.raises(fs.InvalidFlow, match=message):
+            load_outputs(place, settings)

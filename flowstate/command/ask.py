@@ -31,6 +31,10 @@ Where = Annotated[
     ),
 ]
 View = Annotated[str, typer.Argument(metavar="VIEW", help="Its name.", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="An argument of the flow's function.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="CSV with a header.")]
 MaxAge = Annotated[
@@ -235,6 +239,7 @@ def explain(
     flow: Annotated[str, typer.Argument(help="Where the flow is: module:name or file.py:name.", show_default=False)],
     form: str,
     *,
+    settings: Settings = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="A flowchart of Mermaid.")] = False,
     svg: Annotated[bool, typer.Option("--svg", help="A picture.")] = False,
 ) -> int:
@@ -242,7 +247,7 @@ def explain(
         raise InvalidFlow("a flow is explained in one way: --mermaid, --svg or --json")
     from flowstate.command.explain import explain
 
-    explain(flow, "mermaid" if mermaid else "svg" if svg else form)
+    explain(flow, "mermaid" if mermaid else "svg" if svg else form, settings or ())
     return 0
 
 
@@ -260,6 +265,7 @@ def doctor(
         str | None, typer.Option("--snapshots", help="Folder or URL of snapshots to try.", show_default=False)
     ] = None,
     bootstrap: Annotated[str | None, typer.Option(help="A Kafka broker to try: host:9092.", show_default=False)] = None,
+    settings: Settings = None,
     topic: Annotated[list[str] | None, typer.Option(help="A topic that it should have.", show_default=False)] = None,
     form: str,
     asking: Callable[[str], Place],
@@ -272,7 +278,7 @@ def doctor(
     if len(flows) > 1 or len(places) > 1:
         raise InvalidFlow("one flow and one place at a time", got=what)
     place = asking(places[0]) if places else None
-    return doctor(flows[0] if flows else None, place, snapshots, bootstrap, topic or (), form)
+    return doctor(flows[0] if flows else None, settings or (), place, snapshots, bootstrap, topic or (), form)
 
 
 def stop(

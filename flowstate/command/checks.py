@@ -179,7 +179,7 @@ def snapshots(url: str, flow: Any) -> str:
         return f"{said}; no job has been here yet"
     said += f"; job {job.name!r} is, in run {job.run} with {job.partitions} partitions"
     if flow is not None and flow.fingerprint != job.fingerprint:
-        different = flow.differences(job.plan) or ["in a part that its description does not show"]
+        different = flow.differences(job.plan["flow"]) or ["in a part that its description does not show"]
         message = "this flow is not the one that wrote these snapshots; undo the change, or give it a folder of its own"
         raise InvalidFlow(f"{message}: {'; '.join(different[:5])}")
     return said

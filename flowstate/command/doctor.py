@@ -21,6 +21,7 @@ _MARKS = {"ok": "ok   ", "doubt": "doubt", "wrong": "wrong"}
 
 def doctor(
     flow: str | None,
+    settings: Sequence[str],
     place: Place | None,
     snapshots: str | None,
     bootstrap: str | None,
@@ -33,14 +34,14 @@ def doctor(
     with ThreadPoolExecutor(8) as pool:  # one that waits for a broker keeps no other one waiting
         plan: JobPlan | None = None
         if flow is not None:
-            found, plan = _flow(flow)
+            found, plan = _flow(flow, settings)
             bad |= _tell(found, kind)
         for found in pool.map(checks.run, _checks(plan, place, snapshots, bootstrap, topics)):
             bad |= _tell(found, kind)
     return int(bad)
 
 
-def _flow(target: str) -> tuple[Found, JobPlan | None]:
+def _flow(target: str, settings: Sequence[str]) -> tuple[Found, JobPlan | None]:
     """Whether there is such a flow, and its parts fit together."""
     from flowstate.command.target import load_outputs
     from flowstate.plan.compile import compile as compile_plan
@@ -48,7 +49,7 @@ def _flow(target: str) -> tuple[Found, JobPlan | None]:
     plans: list[JobPlan] = []
 
     def load() -> str:
-        outputs, _ = load_outputs(target)
+        outputs, _ = load_outputs(target, settings)
         plans.append(compile_plan([each.node for each in outputs]))
         return f"{target} fits together: views {', '.join(plans[0].views)}"
 

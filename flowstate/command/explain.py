@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from flowstate.command.rows import printable, write
 from flowstate.command.target import load_outputs
@@ -12,9 +13,9 @@ from flowstate.plan.graph import graph
 from flowstate.plan.spec import JobPlan, TableSpec
 
 
-def explain(target: str, kind: str) -> None:
+def explain(target: str, kind: str, settings: Sequence[str] = ()) -> None:
     """`kind`: text, mermaid, svg or json. Raises InvalidFlow."""
-    outputs, _ = load_outputs(target)
+    outputs, _ = load_outputs(target, settings)
     plan = compile_plan([each.node for each in outputs])  # what does not fit together is told by it
     drawn = graph(each.node for each in outputs)
     match kind:

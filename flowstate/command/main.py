@@ -14,7 +14,6 @@ app = typer.Typer(
     name="flowstate",
     help="Keyed totals that are live, exact, and queryable while events stream in.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -28,6 +27,7 @@ def about() -> None:
 def run(
     flow: Annotated[str, typer.Argument(help="Where the flow is: module:name or file.py:name.", show_default=False)],
     snapshots: Annotated[str, typer.Option(help="Folder or URL of the job's snapshots.", show_default=False)],
+    settings: ask.Settings = None,
     every: Annotated[str, typer.Option(help="Time between snapshots.")] = "10s",
     name: Annotated[
         str | None, typer.Option(help="Name of the job; else that of its snapshots, or its first view.")
@@ -55,13 +55,13 @@ def run(
 ) -> None:
     """Run a flow until its input ends or SIGTERM comes; whatever dies is started again, and the job resumes.
 
-    FLOW names a function without arguments, or the outputs themselves: what is given to fs.start.
+    FLOW names the outputs themselves, what is given to fs.start, or a function that returns them; --set gives its arguments.
     """
     from flowstate.command.cluster import JoinedCluster, OwnCluster
     from flowstate.command.run import Run
     from flowstate.command.target import load_outputs
 
-    outputs, folder = load_outputs(flow)
+    outputs, folder = load_outputs(flow, settings or ())
     options: dict[str, Any] = {
         "snapshots": snapshots, "every": every, "name": name, "partitions": partitions, "keep": keep,
         "idle_after": idle_after, "key_groups": 128, "storage_options": None, "spill": spill,

@@ -53,7 +53,7 @@ class SplitSight:
 
 @dataclass(frozen=True)
 class Sight:
-    """`troubles` are sentences; `told` says by whom it is known: live, without the supervisor, or saved."""
+    """`troubles` are sentences; `judged` if they already say who is late. `events` are what happened (`runtime.journal.Happening`)."""
 
     at: float
     job: str
@@ -66,6 +66,8 @@ class Sight:
     splits: tuple[SplitSight, ...] = ()
     sinks: tuple[Mapping[str, Any], ...] = ()
     troubles: tuple[str, ...] = ()
+    events: tuple[Mapping[str, Any], ...] = ()
+    judged: bool = False
 
     def total(self, name: str) -> int | None:
         """Of all partitions; None if nobody knows."""
@@ -83,7 +85,7 @@ def of_overview(told: Mapping[str, Any], now: float) -> Sight:
     """What the supervisor says (`Job.status`)."""
     saved = told.get("saved_cut") or {}
     parts = tuple(
-        _partition(int(number), member, told.get("workers", {}))
+        _partition(int(number), member, told)
         for number, member in sorted(told["partitions"].items(), key=lambda each: int(each[0]))
     )
     sinks = [
@@ -97,11 +99,13 @@ def of_overview(told: Mapping[str, Any], now: float) -> Sight:
         for number, member in told["partitions"].items()
         for sink, each in enumerate((member.get("report") or {}).get("sinks", ()))
     ]
-    ends: dict[str, int] = {}
-    for member in told["partitions"].values():
-        ends |= (member.get("report") or {}).get("lag") or {}
-    splits = tuple(splits_of(parts, told.get("splits", {}), ends))
-    wrong = [*_of_job(told), *(line for each in parts for line in _of_partition(each, told)), *of_sinks(sinks)]
+    figures = told.get("figures") or {}
+    splits = tuple(splits_of(parts, told.get("splits", {}), figures.get("lag", {})))
+    wrong = figures.get("troubles") or [
+        *_of_job(told),
+        *(line for each in parts for line in _of_partition(each, told)),
+        *of_sinks(sinks),
+    ]
     return Sight(
         now,
         told["name"],
@@ -114,26 +118,31 @@ def of_overview(told: Mapping[str, Any], now: float) -> Sight:
         splits,
         tuple(sinks),
         tuple(wrong),
+        tuple(figures.get("events", ())),
+        judged=bool(figures),
     )
 
 
-def _partition(number: int, member: Mapping[str, Any], workers: Mapping[str, str]) -> PartitionSight:
+def _partition(number: int, member: Mapping[str, Any], told: Mapping[str, Any]) -> PartitionSight:
     report = member.get("report") or {}
     state = member["state"]
     if state == "starting" and report.get("epoch") == member["epoch"]:
         state = str(report["state"])
     if state in ("live", "ended") and report.get("filling"):
         state = "catching up"
-    found = PartitionSight(number, state, member["epoch"], workers.get(str(member["worker"]), ""))
+    found = PartitionSight(number, state, member["epoch"], told.get("workers", {}).get(str(member["worker"]), ""))
     if "position" not in report or report.get("epoch") != member["epoch"]:
         return found
     watermark = report["watermark"]
+    more = (told.get("figures") or {}).get("partitions", {}).get(str(number), {})
+    if more.get("epoch") != member["epoch"]:
+        more = {}
     return replace(
         found,
         rows=report["rows"],
         keys=sum(report["keys"].values()),
-        bytes=report.get("bytes"),
-        queries=report.get("queries"),
+        bytes=more.get("bytes"),
+        queries=more.get("queries"),
         waiting=report["waiting"],
         watermark=watermark if abs(watermark) < NO_TIME else None,
         saved_at=report["snapshot"]["at"] or None,
@@ -212,7 +221,7 @@ class Course:
         self._seen.append(sight)
         while len(self._seen) > 2 and sight.at - self._seen[1].at >= SPAN:
             self._seen.popleft()
-        late = list(self._late(sight))
+        late = [] if sight.judged else list(self._late(sight))
         splits = {split for split, _ in late}  # in others they only reported at different moments
         return replace(
             sight,

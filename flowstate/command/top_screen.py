@@ -21,6 +21,8 @@ GOOD, BAD = ("live", "running", "ended", "finished"), ("failed", "away", "vacant
 KEYS = "q quits"
 #: Columns of the terminal that a column which shrinks keeps.
 LEAST = 12
+#: Seconds for which it is told what happened, and how much of it.
+RECENT, HAPPENED = 300.0, 3
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ def screen(sight: Sight, course: Course, width: int, height: int, now: float) ->
     for each in sight.troubles:
         lines += _wrapped(Text.assemble(("! ", "bold red"), printable(each)), width)
     if sight.troubles:
+        lines.append(Text())
+    recent = [each for each in sight.events if now - each["at"] < RECENT and each["kind"] != "began"][-HAPPENED:]
+    for each in reversed(recent):
+        lines += _wrapped(Text(f"{span(now - each['at'])} ago: {printable(each['words'])}", "dim"), width)
+    if recent:
         lines.append(Text())
     tables = [_partitions(sight, course, now), _split_columns(sight, course), _sinks(sight)]
     left = height - len(lines) - 1
@@ -109,6 +116,7 @@ def as_json(sight: Sight, course: Course) -> str:
         "snapshot": sight.snapshot,
         "snapshot_age": age(sight.saved_at),
         "troubles": list(sight.troubles),
+        "events": [dict(each) for each in sight.events],
         "partitions": [
             {
                 "partition": each.number,
@@ -176,7 +184,7 @@ def _figures(sight: Sight, course: Course, now: float) -> list[tuple[str, str]]:
         found.append((size(held), ""))
     lags = [each.lag for each in sight.splits if each.lag is not None]
     if lags:
-        found.append((f"{sum(lags):,} not read yet", ""))
+        found.append((f"lag {sum(lags):,}", ""))
     if sight.watermark is not None:
         found.append((f"watermark {span(now - sight.watermark / 1e6)} behind", ""))
     if sight.saved_at is not None:
@@ -207,7 +215,7 @@ def _partitions(sight: Sight, course: Course, now: float) -> Table:
         column("epoch", lambda each: str(each.epoch), 8),
         column("worker", lambda each: each.place.rpartition("://")[2], 9, right=False),
     ]
-    return "partitions", _known(columns), [_style(each.state) for each in parts]
+    return "partitions", _known(columns), ["" if each.state in GOOD else _style(each.state) for each in parts]
 
 
 def _split_columns(sight: Sight, course: Course) -> Table:

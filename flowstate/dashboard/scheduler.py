@@ -27,6 +27,8 @@ from flowstate.runtime.supervisor import NAME as SUPERVISOR
 NAME = "flowstate-dashboard"
 #: Jobs that are kept, the latest; names are few, but nobody says how many.
 JOBS = 32
+#: Happenings that the status of a job has.
+TOLD = 20
 logger = logging.getLogger("flowstate")
 
 
@@ -51,6 +53,16 @@ class Watched:
                 self.history.happenings.append(each)
         if job.state in ("running", "finished", "stopping"):
             self.history.add(at, self.looks.figures())
+
+    def told(self) -> dict[str, Any]:
+        """What ``job.status()`` has of it, under ``figures``."""
+        parts = {
+            number: {name: each[name] for name in ("epoch", "bytes", "queries")}
+            for number, each in self.now["partitions"].items()
+        }
+        happenings = [asdict(each) for each in list(self.history.happenings)[-TOLD:]]
+        lags = {split: each["lag"] for split, each in self.now["splits"].items()}
+        return {"partitions": parts, "lag": lags, "troubles": list(self.troubles), "events": happenings}
 
 
 class Dashboard(SchedulerPlugin):
@@ -97,6 +109,7 @@ class Dashboard(SchedulerPlugin):
             over = job.state in ("stopped", "fenced")
             if not over or (watched.now.get("run"), watched.now.get("state")) != (job.spec.run, job.state):
                 watched.add(job, self.figures(name), at)
+                job.figures = watched.told()
 
     def figures(self, job: str) -> dict[str, Any]:
         """What the workers tell of the partitions of a job with their heartbeats; of two that tell of one, the newest incarnation."""

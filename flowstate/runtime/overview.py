@@ -26,6 +26,7 @@ def overview(job: RunningJob) -> dict[str, Any]:
         "paused": _paused(job) if table.paused else None,
         "saved_cut": dict(job.saved_cut),
         "workers": dict(coordinator.workers),
+        "figures": dict(job.figures),
         "partitions": {
             str(number): {
                 "state": member.state,

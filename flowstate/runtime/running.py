@@ -60,6 +60,7 @@ class RunningJob:
         self._discovery = beginning.discovery
         self.state, self.problems = "running", dict[str, str]()
         self.journal = Journal(clock)
+        self.figures: dict[str, Any] = {}  # what a dashboard, if there is one, knows beyond the reports; msgpack-able
         self.journal.note("began", f"run {spec.run} began, with {spec.partitions} partitions")
         if beginning.drained:
             self.problems["drained"] = (
