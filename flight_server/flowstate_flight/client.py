@@ -28,7 +28,7 @@ from flowstate_flight.cuts import Cuts
 from flowstate_flight.exchange_call import waiting
 from flowstate_flight.expression import DecodedFilter
 from flowstate_flight.gathering import Gathering, Reading
-from flowstate_flight.keys import key_batch, owners
+from flowstate_flight.keys import MANY, key_batch, owners
 from flowstate_flight.lookups import Lookup, among, equals_any
 from flowstate_flight.opening import Opened, check_age, left_of, nothing, open_part
 from flowstate_flight.partial import Partial
@@ -228,6 +228,10 @@ class FlightReader:
         inner = limit if after is None else None
 
         by_index = keys is not None and fresh.cut is None and _indexed(info, keys)
+        if by_index and keys is not None and 0 < keys.num_rows <= MANY and partial is None and partitions is None:
+            found = Lookup(self._reading, info, _as_looked_up(info, keys), fresh).rows(until)
+            rows = pushed.applied(found).select(schema.names).slice(0, limit)
+            return pa.RecordBatchReader.from_batches(schema.with_metadata(found.schema.metadata), rows.to_batches())
 
         def shares(directory: Directory) -> dict[int, pa.RecordBatch | None]:
             known = [each.partition for each in directory.partitions]
@@ -392,6 +396,11 @@ def _joined(
                     piece = piece.slice(0, left)
                     left -= piece.num_rows
                 yield pa.RecordBatch.from_arrays(piece.columns, schema=schema)
+
+
+def _as_looked_up(info: ViewInfo, keys: pa.RecordBatch) -> pa.RecordBatch:
+    """Keys with the schema that all lookups have, so that they share their exchanges."""
+    return pa.RecordBatch.from_arrays(keys.columns, schema=info.key_schemas[keys.num_columns])
 
 
 def _indexed(info: ViewInfo, keys: pa.RecordBatch) -> bool:

@@ -34,8 +34,8 @@ class Lookup:
         self._reading, self._info, self._keys, self._fresh = reading, info, keys, fresh
         self._begun = reading.clock.monotonic()
 
-    def rows(self) -> pa.Table:
-        """All columns, with the answer. Keys that are not there give no row."""
+    def rows(self, until: float | None = None) -> pa.Table:
+        """All columns, with the answer. Keys that are not there give no row. `until` is as for `Gathering.parts`."""
         parts = Gathering(
             self._reading,
             self._info.name,
@@ -45,7 +45,7 @@ class Lookup:
             fresh=self._fresh,
             first=PER_KEY * self._keys.num_rows,
             whole=self._through,
-        ).parts()
+        ).parts(until)
         told = joined([each[1] for each in parts])
         return pa.Table.from_batches([each[0] for each in parts]).replace_schema_metadata({METADATA_KEY: told})
 
