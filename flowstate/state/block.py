@@ -99,10 +99,12 @@ reserve = Reserve()
 
 class Pool:
     """Blocks of one window: they are cut from slabs of huge pages once the window is large, and used again when dropped. `limit` bounds
-    how many bytes wait for that: as many as are in use. A window has its own, so that its slabs go when it goes."""
+    how many bytes wait for that: as many as are in use. All chunks of a window are of one size, which grows with the first of them; blocks
+    of the sizes before wait for nobody. A window has its own pool, so that its slabs go when it goes."""
 
     def __init__(self) -> None:
         self.limit = 0
+        self._size = 0
         self._waiting: dict[int, deque[npt.NDArray[np.uint8]]] = {}
         self._slab = np.empty(0, np.uint8)
 
@@ -120,6 +122,8 @@ class Pool:
 
     def fresh(self, size: int) -> Block:
         """A block of zeros."""
+        if size != self._size:
+            self._size, self._waiting = size, {}
         if size < _MAPPED or self.limit < _SLAB // 2:
             return Block(self, zeroed(size))
         if self._slab.nbytes < size:
@@ -133,7 +137,7 @@ class Pool:
 
     def give(self, memory: npt.NDArray[np.uint8]) -> None:
         """Called by a block's end, in whichever thread dropped it: one append, which is atomic."""
-        if self.waiting + memory.nbytes <= self.limit:
+        if memory.nbytes == self._size and self.waiting + memory.nbytes <= self.limit:
             self._waiting.setdefault(memory.nbytes, deque()).append(memory)
 
 
