@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 BLOCK = 0.001  # seconds between two moments at which a reader may take a view
-FEW_ROWS = 16  # of the first block after a freeze: every chunk that it touches is copied first; the next ones take twice as many
+FEW_ROWS = 4  # of the first block after a freeze: every chunk that it touches is copied first; the next ones take up to twice as many
+SMALL = 256  # blocks after a freeze that may be small: what takes as long even then is not copying
 LEAST_ROWS = 2048  # of a block: below, what a block costs by itself would count
 SHORTEST, LONGEST = 0.005, 0.04  # seconds between two looks at a log
 PART = 0.01  # of a silence, that a row which ends it may wait
@@ -16,11 +17,13 @@ def pause(silence: float) -> float:
 
 
 class Pace:
-    """Blocks of as many rows as take about `BLOCK` seconds to apply, to as many tables as there are; small ones after a freeze."""
+    """Blocks of as many rows as take about `BLOCK` seconds to apply, to as many tables as there are; small ones after a freeze, which grow
+    as fast as the copying that they cause stays within that time, however many chunks there are and whatever a copy costs."""
 
     def __init__(self, most: int, tables: int) -> None:
         self.most, self.tables = most, max(1, tables)
         self._row_seconds, self._block, self._few = 1e-7, most, most
+        self._small = 0  # so many of the next blocks may still be small
 
     @property
     def rows(self) -> int:
@@ -32,9 +35,14 @@ class Pace:
         self._few = min(2 * self.rows, self.most)
 
     def begin_small(self) -> None:
-        self._few = FEW_ROWS
+        self._few, self._small = FEW_ROWS, SMALL
 
     def applied(self, rows: int, seconds: float) -> None:
-        if rows >= LEAST_ROWS // 2:
+        if self._small:
+            self._small = self._small - 1 if self._few < self._block else 0
+            copying = seconds - rows * self._row_seconds
+            if copying > BLOCK / 2:  # the next block would have twice as many rows
+                self._few = max(1, int(self._few / 2 * BLOCK / copying))
+        elif rows >= LEAST_ROWS // 2:
             self._row_seconds += 0.1 * (seconds / rows - self._row_seconds)
             self._block = int(min(self.most, max(LEAST_ROWS, BLOCK / (self._row_seconds * self.tables))))

@@ -1,0 +1,78 @@
+"""How many rows a block has, against a model of what applying them costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flowstate.runtime.pace import BLOCK, LEAST_ROWS, Pace
+
+MOST = 16384
+
+
+class Modelled:
+    """Rows of random keys in `chunks` chunks, each of which is copied when it is first touched after a freeze."""
+
+    def __init__(self, chunks: int, row: float, copy: float) -> None:
+        self.chunks, self.row, self.copy = chunks, row, copy
+        self.chance = np.random.default_rng(chunks)
+        self.held = np.zeros(chunks, bool)
+
+    def apply(self, rows: int) -> tuple[float, int]:
+        """Seconds that a block takes, and how many chunks it copied."""
+        before = int(self.held.sum())
+        self.held[self.chance.integers(0, self.chunks, rows)] = False
+        copies = before - int(self.held.sum())
+        return 1e-4 + rows * self.row + copies * self.copy, copies
+
+
+def steps(pace: Pace, model: Modelled, blocks: int) -> list[tuple[int, float, int]]:
+    """(rows, seconds, copies) of blocks that are sent and applied one after another."""
+    done = []
+    for _ in range(blocks):
+        rows = pace.rows
+        pace.sent()
+        seconds, copies = model.apply(rows)
+        pace.applied(rows, seconds)
+        done.append((rows, seconds, copies))
+    return done
+
+
+@pytest.mark.parametrize(
+    "chunks, copy", [(1, 4e-5), (1, 1e-3), (72, 4e-5), (72, 2e-4), (72, 1e-3), (700, 4e-5), (4000, 4e-5)]
+)
+def test_no_block_after_a_freeze_waits_long_for_copies(chunks: int, copy: float) -> None:
+    pace, model = Pace(MOST, 1), Modelled(chunks, 1e-7, copy)
+    usual = steps(pace, model, 100)[-1][0]
+    assert usual * model.row == pytest.approx(BLOCK, rel=0.2)
+    for _ in range(3):
+        model.held[:] = True
+        pace.begin_small()
+        done = steps(pace, model, 60 + int(3 * chunks * copy / BLOCK))
+        assert max(seconds for _, seconds, _ in done) < max(2 * BLOCK, 5 * copy) + 2e-4 + usual * model.row
+        # As soon as little is left to copy, blocks are as large as before.
+        last = max(place for place, (_, _, copies) in enumerate(done) if copies)
+        assert done[last + 14][0] == pytest.approx(usual, rel=0.1)
+        assert sum(copies for _, _, copies in done) == chunks
+        assert last < 40 + 2.5 * chunks * copy / BLOCK
+
+
+def test_rows_that_are_dear_by_themselves_are_not_taken_for_copying() -> None:
+    """Blocks come back to their least size though one takes longer than it should, also if that was not known before the freeze."""
+    pace, model = Pace(MOST, 1), Modelled(10, 5e-6, 1e-4)
+    pace.begin_small()
+    steps(pace, model, 400)
+    assert pace.rows == LEAST_ROWS
+    model.held[:] = True
+    pace.begin_small()
+    assert steps(pace, model, 40)[-1][0] == LEAST_ROWS
+
+
+def test_a_stall_of_the_machine_costs_little() -> None:
+    pace, model = Pace(MOST, 1), Modelled(10, 1e-7, 0.0)
+    usual = steps(pace, model, 100)[-1][0]
+    pace.begin_small()
+    pace.sent()
+    pace.applied(pace.rows, 5.0)
+    assert pace.rows == 1
+    assert steps(pace, model, 20)[-1][0] == pytest.approx(usual, rel=0.1)
