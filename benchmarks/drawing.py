@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT = 720, 420
-LEFT, RIGHT, TOP, BOTTOM = 70, 190, 50, 60
+WIDTH, HEIGHT = 780, 420
+LEFT, RIGHT, TOP, BOTTOM = 70, 250, 50, 60
 COLOURS = ("#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c", "#868e96", "#a6761d")
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #343a40 } .title { font-size: 15px; font-weight: 600 } .grid { stroke: #dee2e6 }

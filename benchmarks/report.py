@@ -27,6 +27,7 @@ DRAWINGS = ROOT / "docs" / "benchmarks"
 NOTES = Path(__file__).resolve().parent / "report_notes.md"
 RUN = (
     ("kafka_peers",),
+    ("kafka_lookups",),
     ("memory_peers", "--groups", "20000", "200000", "2000000"),
     ("nexmark",),
 )
