@@ -39,7 +39,7 @@ def steps(pace: Pace, model: Modelled, blocks: int) -> list[tuple[int, float, in
 
 
 @pytest.mark.parametrize(
-    "chunks, copy", [(1, 4e-5), (1, 1e-3), (72, 4e-5), (72, 2e-4), (72, 1e-3), (700, 4e-5), (4000, 4e-5)]
+    ("chunks", "copy"), [(1, 4e-5), (1, 1e-3), (72, 4e-5), (72, 2e-4), (72, 1e-3), (700, 4e-5), (4000, 4e-5)]
 )
 def test_no_block_after_a_freeze_waits_long_for_copies(chunks: int, copy: float) -> None:
     pace, model = Pace(MOST, 1), Modelled(chunks, 1e-7, copy)
