@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -169,6 +170,21 @@ def test_relations_live_side_by_side_and_read_anew(here: Here) -> None:
     for each in here.partitions:
         each.tables["subtotals"] = each.tables["subtotals"].slice(0, 1)
     assert first.fetchall() == [(COUNT,)]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="needs cores to choose from")
+def test_duckdb_takes_no_more_threads_than_the_process_has_cores(here: Here) -> None:
+    query, before = "select current_setting('threads')", os.sched_getaffinity(0)
+    with duckdb.connect() as plain:
+        usual = plain.sql(query).fetchall()
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        with Session(here.reader) as session:
+            assert session.sql(query).fetchall() == [(1,)]
+    finally:
+        os.sched_setaffinity(0, before)
+    if len(before) == os.cpu_count():
+        assert here.session.sql(query).fetchall() == usual
 
 
 def test_many_threads(here: Here) -> None:

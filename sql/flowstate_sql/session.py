@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Session:
         self._reader = reader
         self._fresh = fresh
         limit = {"memory_limit": memory_limit, "temp_directory": ""} if memory_limit else {}
-        self._connection = duckdb.connect(":memory:", config={**LOCKED, **limit})
+        self._connection = duckdb.connect(":memory:", config={**LOCKED, **limit, **_threads()})
         try:
             self._connection.execute("set global TimeZone = $zone", {"zone": time_zone})
         except duckdb.Error as error:
@@ -176,6 +177,14 @@ class Session:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _threads() -> dict[str, str]:
+    """DuckDB's setting of threads where this process may not run on all cores: DuckDB takes one for each, and they would wait for one another."""
+    if not hasattr(os, "sched_getaffinity"):
+        return {}
+    own, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    return {"threads": str(own)} if own < all_cores else {}
 
 
 @dataclass(frozen=True)
