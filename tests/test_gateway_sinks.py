@@ -5,15 +5,20 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from distributed import Client
+from hand_job import HandJob
 from pyarrow import flight
 from waiting import until
 
 import flowstate as fs
+from flowstate.api.sink_status import sink_status
+from flowstate_flight.client import FlightReader
 from flowstate_flight.gateway import Gateway
 
 OPERATOR, READER = fs.Access.make_token(), fs.Access.make_token()
@@ -52,9 +57,15 @@ def told(address: str, token: str) -> dict[str, Any]:
     return found
 
 
-def test_sinks_at_a_gateway(client: Client, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}/rows?token=secret"
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """A URL where nobody listens, and nobody else can."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/rows?token=secret"
+
+
+def test_sinks_at_a_gateway(client: Client, tmp_path: Path, nobody: str) -> None:
     log, snapshots = tmp_path / "log", tmp_path / "snapshots"
     log.mkdir()
     lines = [f'{{"customer": "customer-{each % 20}", "amount": {each}}}\n' for each in range(400)]
@@ -77,6 +88,7 @@ def test_sinks_at_a_gateway(client: Client, tmp_path: Path) -> None:
         until(lambda: sum(job.to_table("totals")["total"].to_pylist()) == sum(range(400)), 60.0)
         until(lambda: any(each["problem"] for each in asked(gateway, OPERATOR[0]) or ()), 30.0)
 
+        until(lambda: {each["origin"] for each in asked(gateway, OPERATOR[0]) or ()} == {"live"}, 20.0)
         rows = asked(gateway, OPERATOR[0])
         assert rows is not None
         assert [(each["sink"], each["partition"], each["kind"]) for each in rows] == [
@@ -88,8 +100,10 @@ def test_sinks_at_a_gateway(client: Client, tmp_path: Path) -> None:
         until(lambda: sum(each["waiting"] for each in asked(gateway, OPERATOR[0]) or ()) > 0, 20.0)
         until(lambda: sum(each["open"] for each in asked(gateway, OPERATOR[0]) or ()) > 0, 20.0)
         with fs.connect(job.address, token=OPERATOR[0]) as reads:
-            assert reads.sql("select count(*) from flowstate_sinks where origin = 'live'").fetchall() == [(4,)]
+            live = "select count(*) from flowstate_sinks where origin = 'live'"
+            until(lambda: reads.sql(live).fetchall() == [(4,)], 20.0)
 
+        until(lambda: all(each["report"]["snapshot"]["version"] > 1 for each in job.status()["partitions"].values()))
         assert asked(gateway, READER[0]) is None
         assert set(told(job.address, OPERATOR[0])) == {"directory", "partitions", "sinks"}
         assert set(told(job.address, READER[0])) == {"directory", "partitions"}
@@ -113,3 +127,20 @@ def test_sinks_at_a_gateway(client: Client, tmp_path: Path) -> None:
         assert saved.sql("select count(*) from flowstate_sinks").fetchall() == [(0,)], "a moment of the views alone"
     with fs.connect(snapshots=snapshots) as reads:  # nobody runs it any more
         assert reads.sql("select distinct origin from flowstate_sinks").fetchall() == [("saved",)]
+
+
+def test_sinks_of_a_partition_that_moved_are_told_from_where_it_is() -> None:
+    """To a reader who reads nothing else, and so learns of no move by another read."""
+    with HandJob() as job, FlightReader([each.location for each in job.services]) as reader:
+
+        def epochs() -> dict[str, list[int]]:
+            for number, service in enumerate(job.services):
+                service.set_sinks_handler(
+                    lambda number=number: {("hand", number): [{"epoch": job.pumps[number].epoch}]}
+                )
+            told = sink_status(reader, None)["partitions"]
+            return {number: [sink["epoch"] for sink in each["report"]["sinks"]] for number, each in told.items()}
+
+        assert epochs() == {"0": [1], "1": [1]}
+        job.move(1)
+        assert epochs() == {"0": [1], "1": [2]}

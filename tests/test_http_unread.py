@@ -80,13 +80,11 @@ def test_a_client_that_does_not_read_costs_a_few_megabytes_whatever_the_view_hol
 
 
 def test_a_subscription_that_is_not_read_fetches_no_further(job: HandJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is fetched is counted where messages come in, each partition's in a thread of its own."""
+    """What is fetched is noted where messages come in, each partition's in a thread of its own (so two could not add to one number)."""
     fetched, original = list[int](), read_change
 
     def counted(rows: pa.RecordBatch, metadata: bytes) -> Change:
-        fetched.append(
-            rows.nbytes
-        )  # in one step: of two threads that add to one number, one may undo what the other did
+        fetched.append(rows.nbytes)
         return original(rows, metadata)
 
     monkeypatch.setattr(flowstate_flight.changes, "read_change", counted)

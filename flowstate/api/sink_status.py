@@ -31,13 +31,11 @@ def sink_status(reader: FlightReader, store: Store | None) -> dict[str, Any]:
     try:
         directory = reader.directory()
         numbers = [each.partition for each in directory.partitions]
-        newest: dict[int, int] = {}
-        for status in reader.statuses():
-            job = status.get("jobs", {}).get(directory.job, {})
-            for number, sinks in job.get("sinks", {}).items():
-                epoch = job["partitions"].get(number, -1)
-                if epoch > newest.get(int(number), -1):
-                    newest[int(number)], found[int(number)] = epoch, sinks
+        found = _live(reader, directory.job)
+        # No other read may ever tell this reader that a partition has moved, or has come since it first looked.
+        if set(numbers) - set(found) and (newer := reader.refresh()) is not directory:
+            numbers = [each.partition for each in newer.partitions]
+            found = _live(reader, newer.job)
     except FlowstateError:
         pass  # it is down, and nobody knows more than what it saved
     if store is not None and (not numbers or set(numbers) - set(found)):
@@ -46,3 +44,16 @@ def sink_status(reader: FlightReader, store: Store | None) -> dict[str, Any]:
         except FlowstateError:
             pass
     return {"partitions": {str(number): {"report": {"sinks": sinks}} for number, sinks in found.items()}}
+
+
+def _live(reader: FlightReader, job: str) -> dict[int, list[dict[str, Any]]]:
+    """What the workers tell that the reader knows of, of the newest incarnation of each partition."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    newest: dict[int, int] = {}
+    for status in reader.statuses():
+        told = status.get("jobs", {}).get(job, {})
+        for number, sinks in told.get("sinks", {}).items():
+            epoch = told["partitions"].get(number, -1)
+            if epoch > newest.get(int(number), -1):
+                newest[int(number)], found[int(number)] = epoch, sinks
+    return found
