@@ -180,7 +180,7 @@ class Session:
 
 
 def _threads() -> dict[str, str]:
-    """DuckDB's setting of threads where this process may not run on all cores: DuckDB takes one for each, and they would wait for one another."""
+    """What DuckDB is set to where this process may not run on all cores: it takes a thread for each, which would wait for one another."""
     if not hasattr(os, "sched_getaffinity"):
         return {}
     own, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
