@@ -12,12 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import psutil
 import pytest
+from at_terminal import AtTerminal
 
 import flowstate as fs
+from flowstate.command.progress import CatchingUp, restoring
 
 FLOW = """
     import os
@@ -210,3 +213,39 @@ def test_mistakes_are_told_in_a_sentence(
     running = command(*arguments)
     running.ends(2)
     assert any(said in line for line in running.lines), running.lines
+
+
+@pytest.mark.parametrize("stage", ["starting the cluster", "is up"])
+def test_control_c_at_a_terminal_leaves_nothing_behind(tmp_path: Path, stage: str) -> None:
+    (tmp_path / "the_flow.py").write_text(textwrap.dedent(FLOW))
+    place = {"ROWS": str(tmp_path / "rows"), "FOLLOW": "yes"}
+    (tmp_path / "rows").mkdir()
+    words = ["run", f"{tmp_path}/the_flow.py:flow", "--snapshots", str(tmp_path / "snapshots"), "--workers", "1"]
+    with AtTerminal(*words, **place) as running:
+        running.sees(stage, seconds=120)
+        everybody = psutil.Process(running.child).children(recursive=True)
+        running.presses("\x03")
+        assert running.ends(60) == 0
+        assert running.text().endswith("flowstate: stopped\n")
+        assert "Traceback" not in running.text()
+        assert not psutil.wait_procs(everybody, 10)[1]
+
+
+def test_how_far_a_job_is_that_comes_up_and_catches_up() -> None:
+    def status(lag: int, *states: str) -> dict[str, Any]:
+        parts = {str(number): {"state": state, "report": {"rows": 10}} for number, state in enumerate(states)}
+        return {"state": "running", "partitions": parts, "figures": {"lag": {"a": lag, "b": None}}}
+
+    assert restoring(status(0, "live", "live")) is None
+    coming = restoring(status(0, "live", "starting"))
+    assert coming is not None
+    assert " 50 % 1 of 2 partitions; 1 is starting" in coming
+    course = CatchingUp()
+    assert course.told(status(1000, "live"), 0.0) is None, "nobody knows yet how long it takes"
+    shown = [course.told(status(1000 - 10 * second, "live"), float(second)) for second in range(1, 100)]
+    assert shown[0] is not None
+    assert "1 % lag 990, 99 s left; 10 rows applied" in shown[0]
+    assert shown[49] is not None
+    assert " 50 % lag 500, 50 s left" in shown[49]
+    assert shown[-1] is None, "a second's work is not worth a word"
+    assert course.told(status(5, "live"), 200.0) is None

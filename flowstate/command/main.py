@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -118,6 +119,25 @@ def gateway(
         token=token,
         **admits,
     )
+
+
+@app.command()
+def demo(
+    months: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="So many months, as fast as they go, and every invoice checked; else live until Ctrl-C."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same events.")] = 1,
+    data: Annotated[
+        Path | None, typer.Option(help="Keep everything in this folder, and go on from what is there.")
+    ] = None,
+) -> None:
+    """See it work: billing, live in this terminal, with subtotals that change as you watch."""
+    from flowstate.command.demo import demo
+
+    demo(months, seed, data)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from flowstate.clock import SystemClock
 from flowstate.command.asking import saved_parts
 from flowstate.command.completion import COMMANDS, MODES, Words
 from flowstate.command.editor import Editor
+from flowstate.command.query import tables_of
 from flowstate.command.rows import Lines, cells, is_number, table_text, width, write, write_rows
 from flowstate.command.statements import locate, split
 from flowstate.command.terminal import Interrupted, die_of
@@ -46,7 +47,7 @@ class Prompt:
     def serve(self, note: str = "") -> int:
         """Until Ctrl-D or ``.quit``."""
         job = self._reader.directory().job
-        editor = Editor(job, Words(self._tables()))
+        editor = Editor(job, Words(tables_of(self._reader)))
         _say(
             f"job {job!r}{note}: views {', '.join(self._reader.views())}. A query ends with ; - .help says more, Ctrl-D leaves."
         )
@@ -124,10 +125,9 @@ class Prompt:
         """One sentence, and where in the query it is about."""
         message = str(error)
         if isinstance(error, InvalidFlow):
-            mistake = locate(query, error.message, self._tables())
+            mistake = locate(query, error.message, tables_of(self._reader))
             if mistake is not None:
-                _say(mistake.line)
-                _say(" " * width(mistake.line[: mistake.before]) + "^" * mistake.length)
+                _say("\n".join(mistake.shown()))
             message = message.partition(" LINE ")[0]
         _say(message)
 
@@ -179,11 +179,6 @@ class Prompt:
             role = "" if each.name not in info.keys else "key" if each.name in info.routing_keys else "key, window"
             lines.append([each.name, str(each.type), role])
         table_text(["column", "type", "key"], lines)
-
-    def _tables(self) -> Mapping[str, pa.Schema]:
-        """All that a query may read, by name."""
-        views = {name: self._reader.info(name).schema for name in self._reader.views()}
-        return {**SCHEMAS, **views}
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-C while a query runs; whoever presses it again wants to be gone."""

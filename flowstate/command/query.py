@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import pyarrow as pa
 
 from flowstate.api.sink_status import stored
 from flowstate.command.asking import tell_saved
 from flowstate.command.place import Place
 from flowstate.command.rows import write_rows
+from flowstate.command.statements import locate
+from flowstate.errors import InvalidFlow
 from flowstate.view.freshness import Freshness
 from flowstate_flight.client import FlightReader
 from flowstate_sql.limits import Limits
 from flowstate_sql.served import ServedSql
+from flowstate_sql.system import SCHEMAS
 
 #: Seconds and rows: the machine and the query are those of one person, who ends it when she likes.
 LONG, MANY = 365 * 86_400.0, 1 << 62
@@ -33,10 +39,28 @@ def serving(place: Place) -> Iterator[tuple[FlightReader, ServedSql]]:
 
 def query(place: Place, text: str, fresh: Freshness, kind: str) -> None:
     """`kind`: text, json or csv. Raises Unavailable, InvalidFlow."""
-    with serving(place) as (_, served):
-        running = served.run(text, fresh=fresh)
+    with serving(place) as (reader, served):
+        try:
+            running = served.run(text, fresh=fresh)
+        except InvalidFlow as error:
+            raise pointed(text, error, reader) from None
         write_rows(kind, running.schema, running.batches())
         tell_saved(running.answers)
+
+
+def pointed(text: str, error: InvalidFlow, reader: FlightReader) -> InvalidFlow:
+    """`error` in one sentence, after the line of the query that it is about, with a mark below the place, if somebody sees it."""
+    mistake = locate(text, error.message, tables_of(reader))
+    if mistake is None:
+        return error
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(*mistake.shown(), sep="\n", file=sys.stderr)
+    return InvalidFlow(error.message.partition(" LINE ")[0], **error.facts)
+
+
+def tables_of(reader: FlightReader) -> dict[str, pa.Schema]:
+    """All that a query may read, by name."""
+    return {**SCHEMAS, **{name: reader.info(name).schema for name in reader.views()}}
 
 
 def limits() -> Limits:

@@ -6,17 +6,19 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from types import FrameType
 from typing import Any, Literal
 
 from flowstate.api.job import Job, attach
+from flowstate.api.remote import request
 from flowstate.api.start import asked, start
 from flowstate.api.stream import Flow
 from flowstate.clock import Clock, SystemClock
 from flowstate.command.cluster import Cluster, OwnCluster, be_quiet
-from flowstate.errors import Fenced, InvalidFlow, Unavailable
+from flowstate.command.progress import Progress
+from flowstate.errors import Fenced, FlowstateError, InvalidFlow, Unavailable
 from flowstate.view.rights import Access
 from flowstate.view.tls import Tls
 
@@ -47,6 +49,7 @@ class Run:
         self.cluster, self.outputs, self.takeover, self.options = cluster, outputs, takeover, options
         self.access, self.tls = access, tls
         self.clock = clock or SystemClock()
+        self.progress = Progress(self.clock)
         self._stop = threading.Event()
         self._signals = 0
         self._up: tuple[str, int] | None = None  # name and number of the run, once it was up
@@ -77,13 +80,17 @@ class Run:
         except Stopped:
             self._say("stopped")
         finally:
+            self.progress.clear()
             self.cluster.close()
 
     def _live(self) -> None:
         """One life of the job, on one scheduler. Returns when it is at its end."""
+        self.progress.begin("starting the cluster")
         client = self.cluster.connect(self._wait, self._say)
         try:
-            job = self._bounded(START, "the cluster", lambda: self._start(client))
+            self.progress.begin("starting the job")
+            with self._watching(client):
+                job = self._bounded(START, "the cluster", lambda: self._start(client))
             run = self._bounded(ANSWER, "the scheduler", job.status)["run"]
             self._up, self.takeover = (job.name, run), False
             self._say(f"job {job.name!r} is up: views {', '.join(job)}; ask {job.address}")
@@ -96,6 +103,27 @@ class Run:
         finally:
             with contextlib.suppress(Exception):
                 self._bounded(5.0, "the client", lambda: client.close(timeout=1), stoppable=False)
+
+    @contextlib.contextmanager
+    def _watching(self, client: Any) -> Iterator[None]:
+        """Show how the partitions come up, while nobody has a job yet that could be asked."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(LOOK):
+                with contextlib.suppress(FlowstateError, OSError, TimeoutError):
+                    for name, state in request(client, "jobs", within=ANSWER).items():
+                        if state == "running" and not ended.is_set():
+                            self.progress.look(request(client, "status", name, within=ANSWER))
+
+        thread = threading.Thread(target=watch, name="progress", daemon=True)
+        if self.progress.seen:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            self.progress.clear()
 
     def _start(self, client: Any) -> Job:
         if self._up is not None:
@@ -142,6 +170,7 @@ class Run:
                     self._say("the job was stopped from elsewhere")
                     return
             self._tell(_problems(status), told)
+            self.progress.look(status)
 
     def _tell(self, problems: dict[str, str], told: dict[str, str]) -> None:
         """What is new, and what is over."""
@@ -188,6 +217,7 @@ class Run:
         self._stop.set()
 
     def _say(self, text: str) -> None:
+        self.progress.clear()
         print(f"flowstate: {text}", file=sys.stderr, flush=True)
 
 

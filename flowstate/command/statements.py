@@ -10,6 +10,8 @@ from typing import NamedTuple
 import duckdb
 import pyarrow as pa
 
+from flowstate.command.rows import width
+
 #: What is read as a whole: names and texts in quotes, texts in dollars, comments; then what ends a statement.
 _PIECE = re.compile(
     r"""'(?:[^']|'')*+(?:'|$)|"(?:[^"]|"")*+(?:"|$)|(\$[A-Za-z_0-9]*\$).*?(?:\1|$)|--[^\n]*|/\*.*?(?:\*/|$)|(?P<end>;)""",
@@ -47,6 +49,11 @@ class Mistake(NamedTuple):
     line: str
     before: int
     length: int
+
+    def shown(self) -> tuple[str, str]:
+        """The line, and the mark below it."""
+        before = "".join(each if each == "\t" else " " * width(each) for each in self.line[: self.before])
+        return self.line, before + "^" * self.length
 
 
 def locate(query: str, message: str, tables: Mapping[str, pa.Schema]) -> Mistake | None:
