@@ -12,6 +12,10 @@ final class Meter {
     private static long used;
     private static double clock;
     private static double processor;
+    /** What is to be done when the last event is in state. */
+    static Runnable atEnd = () -> {};
+    /** Lookups that were answered meanwhile. */
+    static volatile long asked;
 
     static void begin() {
         used = SYSTEM.getProcessCpuTime();
@@ -21,11 +25,12 @@ final class Meter {
     static void end() {
         clock = (System.nanoTime() - begun) / 1e9;
         processor = (SYSTEM.getProcessCpuTime() - used) / 1e9;
+        atEnd.run();
     }
 
     /** One line of JSON for the process that asked. */
     static void tell(long groups, long events, long cents) {
-        System.out.printf("{\"seconds\": %.6f, \"cpu\": %.6f, \"groups\": %d, \"events\": %d, \"cents\": %d}%n", clock, processor, groups, events, cents);
+        System.out.printf("{\"seconds\": %.6f, \"cpu\": %.6f, \"groups\": %d, \"events\": %d, \"cents\": %d, \"asked\": %d}%n", clock, processor, groups, events, cents, asked);
         System.out.flush();
     }
 

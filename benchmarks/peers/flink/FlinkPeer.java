@@ -16,15 +16,16 @@ import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
  * Sum and count for each key, from a topic or from memory, as often as it is asked, each time told as a line of JSON.
  *
  * <p>Options: input=kafka (bootstrap, topic) or memory (events, rows: a file, customers: how many); workload=billing or counts; backend=hashmap or rocksdb; reader=hand
- * or jackson; exchange=keyed (an ordinary keyBy) or chained (the source hands rows to the state in one thread).
+ * or jackson; lookups=N (so many are kept in flight by a process on the other core); exchange=keyed (an ordinary keyBy) or chained (the source hands rows to the state in one thread).
  */
 public final class FlinkPeer {
     public static void main(String[] arguments) throws Exception {
         Map<String, String> options = Meter.options(arguments);
-        Meter.serve(() -> once(options));
+        Asked asker = options.containsKey("lookups") ? new Asked(options.get("lookups")) : null;
+        Meter.serve(() -> once(options, asker));
     }
 
-    private static void once(Map<String, String> options) throws Exception {
+    private static void once(Map<String, String> options, Asked asker) throws Exception {
         Configuration settings = new Configuration();
         settings.setString("state.backend.type", options.getOrDefault("backend", "hashmap"));
         settings.setString("rest.bind-port", "0");
@@ -32,6 +33,7 @@ public final class FlinkPeer {
         settings.setString("taskmanager.memory.network.min", "128m");
         settings.setString("taskmanager.memory.network.max", "128m");
         settings.setString("taskmanager.memory.managed.size", "512m");
+        if (asker != null) asker.enable(settings);
         StreamExecutionEnvironment environment = StreamExecutionEnvironment.createLocalEnvironment(1, settings);
         environment.getConfig().enableObjectReuse();
         boolean billing = options.getOrDefault("workload", "billing").equals("billing");
@@ -47,8 +49,9 @@ public final class FlinkPeer {
                 options.getOrDefault("exchange", "keyed").equals("keyed")
                         ? rows.keyBy(key, Types.TUPLE(Types.STRING, Types.INT))
                         : DataStreamUtils.reinterpretAsKeyedStream(rows, key, Types.TUPLE(Types.STRING, Types.INT));
-        keyed.transform("totals", Types.LONG, new Totals.Operator());
-        environment.execute();
+        keyed.transform("totals", Types.LONG, new Totals.Operator(asker != null));
+        if (asker == null) environment.execute();
+        else asker.during(environment.executeAsync());
     }
 
     private static KafkaSource<Tuple3<String, Integer, Long>> source(Map<String, String> options, boolean billing) {

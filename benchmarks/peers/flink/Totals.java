@@ -16,10 +16,16 @@ import org.apache.flink.util.Collector;
 final class Totals extends KeyedProcessFunction<Tuple2<String, Integer>, Tuple3<String, Integer, Long>, Long> {
     static final AggregatingStateDescriptor<Long, long[], long[]> STATE =
             new AggregatingStateDescriptor<>("totals", new Add(), PrimitiveArrayTypeInfo.LONG_PRIMITIVE_ARRAY_TYPE_INFO);
+    private final boolean queryable;
     private transient AggregatingState<Long, long[]> state;
+
+    Totals(boolean queryable) {
+        this.queryable = queryable;
+    }
 
     @Override
     public void open(OpenContext context) {
+        if (queryable && !STATE.isQueryable()) STATE.setQueryable("totals");
         state = getRuntimeContext().getAggregatingState(STATE);
     }
 
@@ -55,8 +61,8 @@ final class Totals extends KeyedProcessFunction<Tuple2<String, Integer>, Tuple3<
     /** Stops the clock at the end of the input, then adds up what is in state. */
     static final class Operator extends KeyedProcessOperator<Tuple2<String, Integer>, Tuple3<String, Integer, Long>, Long>
             implements BoundedOneInput {
-        Operator() {
-            super(new Totals());
+        Operator(boolean queryable) {
+            super(new Totals(queryable));
         }
 
         @Override
