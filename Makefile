@@ -18,7 +18,7 @@ DATA ?=
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup demo test lint docs bench scenarios chaos release-check clean
+.PHONY: help setup demo demo-web test lint docs bench scenarios chaos release-check clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -46,6 +46,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## Run the billing job live; MONTHS=12 runs that many months as fast as it can and checks them; SEED=, DATA=
 	@exec $(PYTHON) examples/demo.py $(if $(MONTHS),--months $(MONTHS)) --seed $(SEED) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+demo-web: $(STAMP) ## The same behind a web page: pick a customer, kill a worker, watch; ARGS= goes to it, e.g. ARGS='--port 0'
+	@exec $(PYTHON) examples/demo_web.py --seed $(SEED) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: $(STAMP) ## Run all tests in JOBS=2 processes; ARGS= goes to pytest, e.g. ARGS='-m "not slow" -k billing'
 	@exec $(PYTHON) -m pytest -n $(JOBS) --dist loadscope $(ARGS)

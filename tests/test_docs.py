@@ -68,7 +68,7 @@ def run(page: Path, folder: Path, instead: Mapping[str, str], environment: Mappi
     if not run:
         return
     asked = json.dumps([each._asdict() for _, each in run])
-    instead = {**instead, **{port: str(free_port()) for port in ("8080", "8815")}}
+    instead = {**instead, **{port: str(free_port()) for port in ("8000", "8080", "8815")}}
     for what, by in instead.items():
         asked = asked.replace(what, by)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -104,7 +104,8 @@ class App:
         self._check_host(request)
         call = await self.callers.caller(request)
         who = call()
-        parts = segments(request.scope.get("raw_path") or request.scope["path"].encode())
+        path = request.scope.get("raw_path") or request.scope["path"].encode()
+        parts = segments(path.removeprefix(request.scope.get("root_path", "").encode()))
         arrow = ARROW in request.headers.get("accept", "")
         given = request.query_params.multi_items()
         if parts == ["sql"]:

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class Http:
-    """A job's HTTP service, and what it reads by. `address` is like ``http://127.0.0.1:8080``, or ``https://...``."""
+    """A job's HTTP service, and what it reads by. `address` is like ``http://127.0.0.1:8080``, or ``https://...``; `app` is the same as an
+    ASGI application, to be mounted into one of your own (Starlette, FastAPI) beside pages and paths of yours."""
 
-    def __init__(self, address: str, port: int, owned: ExitStack) -> None:
-        self.address, self.port, self._owned = address, port, owned
+    def __init__(self, address: str, port: int, app: Any, owned: ExitStack) -> None:
+        self.address, self.port, self.app, self._owned = address, port, app, owned
 
     def close(self) -> None:
         """Stop within about two seconds, with everything that is under way. Safe to repeat."""
@@ -67,7 +68,7 @@ def http(
         )
         service = service_of(reader, sql, access=access, host=host, port=port, tls=tls, advertise=advertise)
         stack.callback(service.close)
-        return Http(service.address, service.port, stack.pop_all())
+        return Http(service.address, service.port, service.app, stack.pop_all())
 
 
 def service_of(reader: FlightReader, sql: RunSql | None, **options: Any) -> Any:
