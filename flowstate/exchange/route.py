@@ -18,6 +18,7 @@ class Router:
 
     def __init__(self, *, partitions: int, groups: int, seed: int) -> None:
         self.partitions, self.groups, self.seed = partitions, groups, seed
+        self._owner_of_group = owner_of_groups(np.arange(groups), groups, partitions)
 
     def owners(self, columns: Sequence[pa.Array]) -> np.ndarray:
         """The owner of each row, from its routing keys."""
@@ -32,16 +33,18 @@ class Router:
             return {}
         if self.partitions == 1:
             return {0: batch}
-        owners = self.owners([batch.column(name) for name in routing_keys])
-        counts = np.bincount(owners, minlength=self.partitions)
-        present = np.flatnonzero(counts)
-        if len(present) == 1:
-            return {int(present[0]): batch}
-        width = np.uint8 if self.partitions <= 256 else np.uint16
-        order = np.argsort(owners.astype(width), kind="stable")  # radix sort at these widths
+        from flowstate.plan.encoding import order_by_owner  # numba: only where rows are routed
+
+        hashes = route_hashes([batch.column(name) for name in routing_keys], self.seed, rows=batch.num_rows)
+        order, room = np.empty(batch.num_rows, np.int32), np.empty(self.partitions + 1, np.int64)
+        order_by_owner(hashes, self._owner_of_group, room, order)
+        counts = room[:-1].tolist()
+        if batch.num_rows in counts:
+            return {counts.index(batch.num_rows): batch}
         sorted_rows = batch.take(pa.array(order))
         parts, at = {}, 0
-        for owner in present:
-            parts[int(owner)] = sorted_rows.slice(at, int(counts[owner]))
-            at += int(counts[owner])
+        for owner, count in enumerate(counts):
+            if count:
+                parts[owner] = sorted_rows.slice(at, count)
+                at += count
         return parts

@@ -265,3 +265,25 @@ def hash_rows(columns, head_words, rows, seed, starts, cursors, scratch, hashes)
             return row
         row = last
     return row
+
+
+@kernel
+def order_by_owner(hashes, owner_of_group, counts, order):
+    """Rows in the order of the owners of their key groups (by their hashes' high 32 bits), stable: their numbers go to `order`, how many
+    each owner has to `counts`, which has a place more than there are owners."""
+    groups = U(owner_of_group.shape[0])
+    for owner in range(counts.shape[0]):
+        counts[owner] = 0
+    for row in range(hashes.shape[0]):
+        counts[owner_of_group[((hashes[row] >> U(32)) * groups) >> U(32)] + 1] += 1
+    for owner in range(1, counts.shape[0]):
+        counts[owner] += counts[owner - 1]
+    for row in range(hashes.shape[0]):
+        owner = owner_of_group[((hashes[row] >> U(32)) * groups) >> U(32)]
+        order[counts[owner]] = row
+        counts[owner] += 1
+    for owner in range(counts.shape[0] - 1, 0, -1):
+        counts[owner] = counts[owner - 1]
+    counts[0] = 0
+    for owner in range(counts.shape[0] - 1):
+        counts[owner] = counts[owner + 1] - counts[owner]

@@ -6,6 +6,7 @@ send, or for the store. Readers of the state share the gate with it, one block a
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,16 @@ from flowstate.runtime.table import Table
 from flowstate.snapshot.record import SplitRecord, SplitRecords
 from flowstate.source import warm_up as warm_up_readers
 from flowstate.state.kernels import warm_up
+
+_settled = threading.Lock()
+
+
+def _settle() -> None:
+    """Once in a process: what is loaded by now stays, so that no later collection of garbage looks at it again. It would keep every thread
+    waiting while it does (50 ms and more, for the 200,000 objects of a Dask worker)."""
+    if _settled.acquire(blocking=False):
+        gc.collect()
+        gc.freeze()
 
 
 class Surroundings(Protocol):
@@ -156,6 +167,7 @@ class Pump:
         warm_up()
         warm_up_readers()
         warm_up_times()
+        _settle()
         manifest, contents, self.damaged = self.saver.load()
         router = Router(partitions=self.spec.partitions, groups=self.spec.key_groups, seed=self.spec.seed)
         self.machine = Partition(
