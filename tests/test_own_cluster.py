@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import dask
 import pytest
 import waiting
 from distributed import Client
 
-from flowstate.api.own_cluster import own_cluster
+from flowstate.api.own_cluster import DASK_SETTINGS, WORKER_ENVIRONMENT, own_cluster
 
 #: Dask's default for how long after a loss it looks whether the worker is there again.
 LOST = 15.0
@@ -47,3 +48,16 @@ def test_a_worker_that_is_lost_again_when_dask_looks_for_it_comes_back(client: C
     kill(client, 0)
     time.sleep(max(0.0, lost + LOST + 0.5 - time.monotonic()))
     waiting.until(lambda: addresses(client).keys() == {0, 1})
+
+
+def test_its_workers_do_not_give_back_every_piece_of_memory_at_once(client: Client) -> None:
+    for name, value in WORKER_ENVIRONMENT.items():
+        assert set(client.run(os.environ.get, name).values()) == {str(value)}
+
+
+def test_dask_reads_the_settings_from_the_environment_that_flowstate_run_gives_it() -> None:
+    given = {f"DASK_{name.upper().replace('.', '__')}": str(value) for name, value in DASK_SETTINGS.items()}
+    found = dask.config.collect_env(given)
+    with dask.config.set(DASK_SETTINGS):
+        for name in DASK_SETTINGS:
+            assert dask.config.get(name, config=found) == dask.config.get(name)
