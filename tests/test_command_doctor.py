@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from asking import Said, ask_all
+from kafka_broker import KafkaBroker
 from test_command_explain import FLOW
 
 import flowstate as fs
@@ -74,3 +75,13 @@ def test_snapshots_of_another_flow_are_told_with_what_differs(tmp_path: Path) ->
     with pytest.raises(fs.InvalidFlow, match=r"view 'totals': aggregate 'n' was len\(\), is sum\(n\)"):
         checks.snapshots(url, after)
     assert checks.run(("snapshots", lambda: checks.snapshots(url, after))).state == "wrong"
+
+
+@pytest.mark.kafka
+def test_a_broker_and_its_topics(kafka: KafkaBroker) -> None:
+    kafka.create_topic("doctor-there", 3)
+    assert " answers, and has " in checks.broker(kafka.bootstrap, [])
+    assert checks.broker(kafka.bootstrap, ["doctor-there"]).endswith("has doctor-there with 3 partitions")
+    found = checks.run(("broker", lambda: checks.broker(kafka.bootstrap, ["doctor-ther"])))
+    assert found.state == "wrong"
+    assert "did you mean 'doctor-there'?" in found.words
