@@ -162,6 +162,22 @@ def test_what_comes_from_outside_is_text() -> None:
         assert "&lt;script&gt;" in each
 
 
+def test_marks_that_are_close_to_each_other_have_one_word() -> None:
+    lost = [Happening(n, 10.0 + n / 10, "lost", "", n) for n in range(3)]
+    back = [Happening(5, 11.0, "back", "", 1, 0.8), Happening(6, 30.0, "back", "", 0, 19.9)]
+    assert words.short([*lost, *back]) == ["3 lost", "", "", "p1 back 0.8 s", "p0 back 19.9 s"]
+
+
+def test_that_the_job_is_down_comes_first() -> None:
+    away = partition(state="claiming", reason="its worker was lost", age=3.0)
+    told = looked(seen(0.0, {"0": away}, problems={"cut": "it was not aligned in time"})).troubles()
+    assert told == [
+        "the job is down: no partition is live",
+        "partition 0 is away; what it saved 3 s ago answers: its worker was lost",
+        "no snapshot of all partitions just now: it was not aligned in time",
+    ]
+
+
 # in a browser
 
 
@@ -319,4 +335,4 @@ def test_a_scheduler_has_the_page_before_there_is_a_job(browser: Browser, tmp_pa
         finally:
             scheduler.terminate()
             scheduler.wait(20)
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert "flowstate/dashboard" not in (tmp_path / "log").read_text()  # in no traceback

@@ -11,7 +11,7 @@ from flowstate.runtime.pump import Pump
 from flowstate.state.append import AppendTable
 
 #: Seconds for which the size of a state is not counted again.
-SIZE_FOR = 5.0
+SIZE_FOR = 1.0
 #: Splits of one partition whose ends are looked at; of more, the others have no lag.
 MOST_SPLITS = 200
 

@@ -17,6 +17,16 @@ WINDOW = 3
 #: Seconds that a split may need for what is not read of it before that is told.
 BEHIND = 10.0
 
+#: What is said of the job's own problems, by topic; of others, the topic itself.
+_TOPICS = {
+    "cut": "no snapshot of all partitions just now",
+    "retention": "old snapshots could not be cleaned up",
+    "discovery": "new splits could not be looked for",
+    "fence": "it could not be seen whether a newer run has begun",
+    "beacon": "where the job is could not be written to its snapshots",
+    "supervisor": "an error in the supervisor",
+}
+
 Figures = Mapping[str, Mapping[str, Any]]
 
 
@@ -144,7 +154,7 @@ class Looks:
         if not self._looks:
             return []
         last = self._looks[-1]
-        return [*_job(last), *_away(last), *self._late(), *self._behind(), *_sinks(last)]
+        return [*_job(last), *_away(last), *_problems(last), *self._late(), *self._behind(), *_sinks(last)]
 
     def _late(self) -> Iterator[str]:
         last, before = self._looks[-1], self._looks[max(0, len(self._looks) - 3)]
@@ -176,8 +186,12 @@ def _job(last: Mapping[str, Any]) -> Iterator[str]:
         yield f"the job was {last['state']}" if last["state"] != "stopping" else "the job is stopping"
     if last["paused"]:
         yield last["paused"]
+
+
+def _problems(last: Mapping[str, Any]) -> Iterator[str]:
     for topic, text in last["problems"].items():
-        yield text if topic in ("job", "drained") or topic.startswith("partition") else f"{topic}: {text}"
+        plain = topic in ("job", "drained", "stop") or topic.startswith("partition ")
+        yield text if plain else f"{_TOPICS.get(topic, topic)}: {text}"
 
 
 def _away(last: Mapping[str, Any]) -> Iterator[str]:

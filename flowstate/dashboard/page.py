@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ class Chart:
             self.legend = Legend(orientation="horizontal", location="top_left", **SMALL)
             self.root.add_layout(self.legend)
         self.source = ColumnDataSource({"at": []})
+        self.labels: Mapping[str, str] = {}  # of splits
         self._names: tuple[str, ...] | None = None
         self._lines: list[Any] = []
 
@@ -80,6 +81,7 @@ class Chart:
         names = dict.fromkeys(name for each in moments for name in each.rows[self.measure].names)
         self._draw(tuple(names))
         self.source.data = self._columns(moments)
+        self._entitle()
 
     def go_on(self, moments: Sequence[Moment], all_moments: Sequence[Moment]) -> None:
         """With some new moments. A name that was not there before draws everything anew."""
@@ -88,6 +90,14 @@ class Chart:
             self.begin(all_moments)
         else:
             self.source.stream(self._columns(moments), rollover=MOMENTS)
+            self._entitle()
+
+    def _entitle(self) -> None:
+        """An empty chart says that it is meant to be empty."""
+        known = any(not math.isnan(number) for name in self._series() for number in self.source.data[name])
+        title = TITLES[self.measure][0] + ("" if known else ": nothing to show")
+        if self.root.title.text != title:
+            self.root.title.text = title
 
     def _draw(self, names: tuple[str, ...]) -> None:
         if names == self._names:
@@ -113,7 +123,9 @@ class Chart:
         return ["greatest", "middle", "least", *(["all"] if self.measure in SUMS else [])]
 
     def _label(self, series: str) -> str:
-        return f"partition {series}" if series.isdecimal() and self.measure != "lag" else words.shortened(series, 24)
+        if self.measure == "lag":
+            return words.shortened(self.labels.get(series) or series, 24)
+        return f"partition {series}" if series.isdecimal() else series
 
     def _columns(self, moments: Sequence[Moment]) -> dict[str, list[float]]:
         assert self._names is not None
@@ -179,6 +191,7 @@ class Page(DashboardComponent):
         if watched is not self._shown:
             self._shown, self._events = watched, -1.0
             for each in self.charts:
+                each.labels = {split: said["label"] for split, said in watched.now["splits"].items()}
                 each.begin(moments)
         elif moments:
             for each in self.charts:
@@ -204,7 +217,7 @@ class Page(DashboardComponent):
         self.source.data = {
             "at": [each.at * 1000 for each in happenings],
             "words": [f"{words.clock(each.at)} {each.words}" for each in happenings],
-            "short": [words.short(each) for each in happenings],
+            "short": words.short(happenings),
             "color": [words.COLORS[each.kind] for each in happenings],
             "top": [82 - 13 * (place % 3) for place in range(len(happenings))],
         }

@@ -23,6 +23,8 @@ COLORS = {
 GOOD, BAD, PLAIN = "#2e7d32", "#c62828", "#6b6b6b"
 #: Partitions of the table, and sentences, that are shown at most.
 ROWS, SENTENCES = 64, 12
+#: Seconds within which events are told by one mark's word.
+TOGETHER, NEVER = 2.0, float("-inf")
 
 
 def no_job() -> str:
@@ -82,7 +84,7 @@ def events(happenings: Sequence[Happening]) -> str:
         f"<div><span style='color:{COLORS[each.kind]}'>&#9679;</span> {clock(each.at)} {escape(each.words)}</div>"
         for each in reversed(happenings[-20:])
     ]
-    return f"<div style='margin:8px 0;overflow-wrap:anywhere'><b>What happened</b>{''.join(lines)}</div>"
+    return f"<div style='margin:8px 0;overflow-wrap:anywhere'><b>What happened (UTC)</b>{''.join(lines)}</div>"
 
 
 def partitions(now: Mapping[str, Any], looks: Looks) -> str:
@@ -133,10 +135,21 @@ def partitions(now: Mapping[str, Any], looks: Looks) -> str:
     return f"<table style='border-collapse:collapse;margin:8px 0'><tr>{table}</table>{more}"
 
 
-def short(happening: Happening) -> str:
-    """A mark's own word."""
-    who = f"p{happening.partition} " if happening.partition is not None else ""
-    return f"{who}{happening.kind}" + (f" {happening.away:.1f} s" if happening.away is not None else "")
+def short(happenings: Sequence[Happening]) -> list[str]:
+    """A word for each mark; of several of one kind at about one time, only the first has one, for all."""
+    found: list[str] = []
+    firsts: dict[str, tuple[int, float, int]] = {}  # by kind: the place of the first, its time, how many there are
+    for place, each in enumerate(happenings):
+        first, at, count = firsts.get(each.kind, (0, NEVER, 0))
+        if each.at - at <= TOGETHER:
+            firsts[each.kind] = first, at, count + 1
+            found[first] = f"{count + 1} {each.kind}"
+            found.append("")
+            continue
+        firsts[each.kind] = place, each.at, 1
+        who = f"p{each.partition} " if each.partition is not None else ""
+        found.append(f"{who}{each.kind}" + (f" {each.away:.1f} s" if each.away is not None else ""))
+    return found
 
 
 def clock(at: float) -> str:
