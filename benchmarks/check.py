@@ -1,7 +1,7 @@
 """Whether a ratio to a peer has become worse than the one that the repository keeps: ``make bench-check``.
 
     python -m benchmarks.check [RESULTS.jsonl ...]         # figures that were recorded before
-    python -m benchmarks.check                             # a short run, two or three minutes
+    python -m benchmarks.check                             # a short run, a minute or two
     python -m benchmarks.check --record [RESULTS.jsonl]    # keep these ratios from now on
 
 Only ratios are compared ("x": how many times ours is as good as the peer in the same run), since they carry from one machine to another
@@ -27,20 +27,8 @@ from benchmarks.results import ROOT, VARIABLE, Result, read
 KEPT = ROOT / "docs" / "benchmarks" / "recorded.json"
 ALLOWED = 0.8
 SHORT = (
-    (
-        "memory_peers",
-        "--rows",
-        "4000000",
-        "--groups",
-        "20000",
-        "1000000",
-        "--repeat",
-        "5",
-        "--systems",
-        "flowstate",
-        "duckdb",
-    ),
-    ("nexmark", "--bids", "1000000", "--repeat", "5"),
+    ("memory_peers", "--rows", "5000000", "--repeat", "5", "--systems", "flowstate", "duckdb"),
+    ("nexmark", "--bids", "2000000", "--repeat", "5"),
 )
 
 Name = tuple[str, str, str, str]
