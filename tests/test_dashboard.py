@@ -319,13 +319,24 @@ def test_a_scheduler_has_the_page_before_there_is_a_job(browser: Browser, tmp_pa
     ]
     with (tmp_path / "log").open("wb") as log:
         scheduler = subprocess.Popen(
-            [sys.executable, "-m", "dask", *command, "--dashboard-address", "127.0.0.1:0"], stdout=log, stderr=log
+            [
+                sys.executable,
+                "-m",
+                "dask",
+                *command,
+                "--dashboard-address",
+                "127.0.0.1:0",
+                "--dashboard-prefix",
+                "/deep/down",
+            ],
+            stdout=log,
+            stderr=log,
         )
         try:
             said = until(
                 lambda: file.exists() and file.read_text().rstrip().endswith("}") and json.loads(file.read_text())
             )
-            address = f"http://127.0.0.1:{said['services']['dashboard']}"
+            address = f"http://127.0.0.1:{said['services']['dashboard']}/deep/down"
             page = browser.open(f"{address}/status")
             page.shows("Flowstate")
             page.go(f"{address}/flowstate")

@@ -398,3 +398,23 @@ def test_a_broker_that_is_killed_and_comes_back_on_the_same_data(kafka: KafkaBro
     assert numbers(read(reader, {split.name: None}, {split.name: 102})) == [100, 101]
     assert reader.end_offset(split.name) == 102
     reader.close()
+
+
+def test_the_end_of_a_split_is_known_without_reading_on(kafka: KafkaBroker) -> None:
+    """By the client, which is told it with every fetch; nobody is asked."""
+    kafka.create_topic("known", 1)
+    kafka.produce("known", events(1, 2, 3))
+    source = make_source(scan(kafka, "known"))
+    (split,) = source.splits()
+    reader = source.open()
+    assert reader.known_end(split.name) is None
+    reader.assign(split, 0)
+    read(reader, {split.name: None}, {split.name: 3})
+    assert reader.known_end(split.name) == 3
+    kafka.produce("known", events(4, 5))
+    deadline = time.monotonic() + 20
+    while reader.known_end(split.name) != 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    reader.close()
+    assert reader.known_end(split.name) is None
