@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from typing import Any, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flowstate.clock import SystemClock
 from flowstate.errors import InvalidFlow
 from flowstate.view.directory import ViewInfo
 from flowstate.view.freshness import LATEST, Asked, Freshness, refined
+from flowstate.view.html import MOST_ROWS
+from flowstate.view.html import rows as rows_html
+from flowstate.view.notebook import plot, watch
 from flowstate_flight.changes import Changes
 from flowstate_flight.client import FlightReader
 from flowstate_flight.keys import key_text
@@ -91,6 +96,37 @@ class ViewMapping(Mapping[Any, pa.Table]):
         )
         cut = f", in cut {self._fresh.cut}" if self._fresh.cut is not None else ""
         return f"<view {self._name!r} of job {self._reader.directory().job!r}{keyed} -> ({', '.join(values)}){cut}>"
+
+    def _repr_html_(self) -> str:
+        return self._drawn(None)
+
+    def watch(self, key: Any = None, *, every: float = 0.5, seconds: float | None = None) -> None:
+        """In a notebook: the first rows, or those of one key, drawn anew in their place every `every` seconds, until they are interrupted
+        (or `seconds` are over)."""
+        watch(lambda: self._drawn(key), every, seconds)
+
+    def plot(self, column: str | None = None, **asked: Unpack[Asked]) -> Any:
+        """An `altair.Chart` of one aggregate (the first that is a number): a line over the windows for each key, or a bar for each
+        key; of the 20 greatest keys. Needs ``pip install 'flowstate[notebook]'``."""
+        info = self.info
+        if column is not None and column not in info.schema.names:
+            raise InvalidFlow("there is no such column", view=self._name, column=column)
+        return plot(self.to_table(**asked), info, column)
+
+    def _drawn(self, key: Any) -> str:
+        """As HTML: what it is, and its first rows."""
+        info = self.info
+        if key is not None:
+            data, more = self._reader.lookup(self._name, key, fresh=self._fresh), False
+        else:
+            data = self._reader.scan(self._name, limit=MOST_ROWS + 1, fresh=self._fresh)
+            more = data.num_rows > MOST_ROWS
+        if info.keys:
+            data = data.sort_by([(each, "ascending") for each in info.keys])
+        keyed = f" keyed by {key_text(info)}" if info.keys else ""
+        return (
+            f"<div><b>view {escape(self._name)}</b>{escape(keyed)}</div>{rows_html(data, SystemClock().wall(), more)}"
+        )
 
     def _keys(self) -> pa.Table:
         info = self.info

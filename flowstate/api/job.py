@@ -279,6 +279,17 @@ class Job(Reads):
         """The same as `stop`: leaving a ``with`` block ends the job. Without one, the job outlives this object on its cluster."""
         self.stop()
 
+    def watch(self, *, every: float = 0.5, seconds: float | None = None) -> None:
+        """In a notebook: its state, drawn anew in its place every `every` seconds, until it is interrupted (or `seconds` are over)."""
+        from flowstate.view.notebook import watch
+
+        watch(self._repr_html_, every, seconds)
+
+    def _repr_html_(self) -> str:
+        from flowstate.api.notebook import job_html
+
+        return job_html(self.name, self.status())
+
     def __repr__(self) -> str:
         return (
             f"<job {self.name!r} with views {list(self)}>"

@@ -42,6 +42,12 @@ class Flow:
     def __repr__(self) -> str:
         return f"<{type(self).__name__}\n{self.explain()}\n>"
 
+    def _repr_html_(self) -> str:
+        from flowstate.plan.drawing import svg
+        from flowstate.plan.graph import graph
+
+        return svg(graph([self.node]))
+
 
 class Output(Flow):
     """The end of a flow."""
