@@ -33,6 +33,7 @@ from dask import config as dask_config
 from distributed import Client, LocalCluster
 
 import flowstate as fs
+from benchmarks.results import record
 from flowstate.api.own_cluster import DASK_SETTINGS
 from flowstate.api.stream import View
 from flowstate.testing.servers.kafka import KafkaBroker
@@ -263,7 +264,7 @@ def main() -> None:
                 spent = run(options, source, form, partitions, places[source, form], broker)
                 runs[source, form, partitions].append(spent)
         for each, took in runs.items():
-            show(*each, took)
+            show(*each, took, options.messages)
         for source, form in places:
             if {1, 2} <= set(options.partitions):
                 one, two = (statistics.median(s.events / s.clock for s in runs[source, form, n]) for n in (1, 2))
@@ -277,7 +278,7 @@ def message_count(options: argparse.Namespace) -> int:
     return sum(-(-each // options.rows) for each in pieces)
 
 
-def show(source: str, form: str, partitions: int, spent: list[Spent]) -> None:
+def show(source: str, form: str, partitions: int, spent: list[Spent], messages: int) -> None:
     rate = statistics.median(each.events / each.clock for each in spent) / 1e6
     workers = statistics.median(each.workers / each.events for each in spent) * 1e6
     broker = statistics.median(each.broker / each.events for each in spent) * 1e6
@@ -286,6 +287,11 @@ def show(source: str, form: str, partitions: int, spent: list[Spent]) -> None:
         f"{source:5} {form:5} {partitions} partition{'s' if partitions > 1 else ' '}  {rate:6.2f} M events/s   "
         f"{workers:6.3f} CPU s/M of the workers ({busy:.2f} cores busy)   {broker:6.3f} of the broker"
     )
+    settings: dict[str, Any] = {"source": source, "format": form, "partitions": partitions, "messages": messages}
+    goal = {"json": "at least 2.5", "arrow": "at least 10"}[form] if source == "kafka" and partitions == 1 else None
+    record("kafka_state", "events taken in", rate, "M events/s", goal=goal, **settings)
+    record("kafka_state", "processor", workers, "CPU s/M events", **settings)
+    record("kafka_state", "processor of the broker", broker, "CPU s/M events", **settings)
 
 
 if __name__ == "__main__":

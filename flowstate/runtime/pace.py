@@ -7,6 +7,7 @@ FEW_ROWS = 4  # of the first block after a freeze: every chunk that it touches i
 SMALL = 256  # blocks after a freeze that may be small: what takes as long even then is not copying
 LEAST_ROWS = 2048  # of a block: below, what a block costs by itself would count
 SHORTEST, LONGEST = 0.005, 0.04  # seconds between two looks at a log
+AT_ONCE = 2  # as many rows as the largest block has are read, decoded and routed together
 PART = 0.01  # of a silence, that a row which ends it may wait
 
 
@@ -27,8 +28,13 @@ class Pace:
 
     @property
     def rows(self) -> int:
-        """Of the next block that is applied; as many as `most` are read at once."""
+        """Of the next block that is applied."""
         return min(self._block, self._few)
+
+    @property
+    def stretch(self) -> int:
+        """Rows to read at once."""
+        return AT_ONCE * self.most
 
     def sent(self) -> None:
         """A block of `rows` is on its way."""

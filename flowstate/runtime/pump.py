@@ -261,7 +261,7 @@ class Pump:
 
     def _read(self, machine: Partition, wanted: Mapping[str, tuple[int, int | None]], timeout: float) -> bool:
         moved = False
-        for rows in self.intake.read(machine.table, wanted, self._pace.most, timeout, self.problems):
+        for rows in self.intake.read(machine.table, wanted, self._pace.stretch, timeout, self.problems):
             self._carry_out(machine.read(rows, self.clock.monotonic(), self._pace.rows))
             self._pace.sent()
             moved = True

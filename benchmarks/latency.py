@@ -1,0 +1,173 @@
+"""From an event that is produced to Kafka until a lookup shows it: p50 and p99 in milliseconds, at several rates.
+
+    python -m benchmarks.latency [--rates 1000 50000 500000] [--seconds 5] [--linger 1]
+
+A producer in a process of its own sends events of about 80 bytes at a steady rate, to a topic of two partitions on a real broker, and among
+them every 20 ms one for a customer that there was none of. How long it takes from before `produce` is called is measured in two ways, one
+after the other, on the same topic at the same rate: until a lookup of that customer answers with its row (it is asked for again half a
+millisecond after an answer that did not have it), and until a plain `confluent_kafka.Consumer` with the same settings has the message. The
+second is the part of the producer (`linger.ms`, its threads), the broker and librdkafka; the difference is ours: decode, apply, and the
+lookup itself.
+
+The job's worker, and the plain consumer, are pinned to core 0; broker, producer and client share core 1, which at the highest rate is more
+than it can do: what then waits, waits before the broker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Consumer, Producer, TopicPartition
+from dask import config as dask_config
+from distributed import Client, LocalCluster
+
+import flowstate as fs
+from benchmarks.kafka_state import BEGIN, SCHEMA, SPLITS, events, json_texts, pin
+from benchmarks.results import record
+from flowstate.api.own_cluster import DASK_SETTINGS
+from flowstate.testing.servers.kafka import KafkaBroker
+
+EVERY = 0.02
+PAUSE = 0.0005
+PATIENCE = 60.0
+MOST = 100_000  # probes
+PROBE = b'{"customer":"probe-%d","kind":"api","amount":1.00,"at":%d}'
+
+
+def produce(bootstrap: str, topic: str, rate: int, linger: float, sent: Any, sendings: Any, stop: Any) -> None:
+    """`sent[n]`: when probe n was produced; `sendings` counts events."""
+    os.sched_setaffinity(0, {1})
+    texts = [text for piece in events(100_000) for text in json_texts(piece)]
+    config = {"bootstrap.servers": bootstrap, "linger.ms": linger, "queue.buffering.max.messages": 1_000_000}
+    producer = Producer(config)
+    begun, number, probe = time.monotonic(), 0, 0
+    while not stop.is_set():
+        now = time.monotonic()
+        due = min(int((now - begun) * rate), number + 5000)
+        for each in range(number, due):
+            with contextlib.suppress(BufferError):
+                producer.produce(topic, texts[each % len(texts)], partition=each % SPLITS)
+        number = max(number, due)
+        if now >= begun + EVERY * probe and probe < MOST:
+            sent[probe] = time.monotonic()
+            producer.produce(topic, PROBE % (probe, BEGIN), partition=probe % SPLITS)
+            probe += 1
+        producer.poll(0)
+        sendings.value = number
+        time.sleep(max(0.0, min(begun + (number + 1) / rate, begun + EVERY * probe) - time.monotonic(), 0.0005))
+    producer.flush(10)
+
+
+def visible(job: Any, sent: Any, seconds: float) -> list[float]:
+    """Milliseconds from each probe until a lookup showed it."""
+    view, found = job["subtotals"], list[float]()
+    probe = newest(sent) + 1
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if view.lookup([f"probe-{probe}"]).num_rows:
+            found.append((time.monotonic() - sent[probe]) * 1e3)
+            probe += 1
+        else:
+            time.sleep(PAUSE)
+    return found
+
+
+def consumed(bootstrap: str, topic: str, sent: Any, seconds: float, out: Any) -> None:
+    """The same for a plain consumer; a process."""
+    os.sched_setaffinity(0, {0})
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "plain", "enable.auto.commit": False})
+    ends = [consumer.get_watermark_offsets(TopicPartition(topic, each), timeout=10)[1] for each in range(SPLITS)]
+    consumer.assign([TopicPartition(topic, each, end) for each, end in enumerate(ends)])
+    found, first = list[float](), newest(sent) + 50  # a second later
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        one = consumer.poll(0.1)
+        for message in [] if one is None else [one, *consumer.consume(10_000, 0)]:
+            value = message.value()
+            if value is not None and value.startswith(b'{"customer":"probe-'):
+                probe = int(value[19 : value.index(b'"', 19)])
+                if probe == first:
+                    until = time.monotonic() + seconds
+                if probe >= first:
+                    found.append((time.monotonic() - sent[probe]) * 1e3)
+    consumer.close()
+    out.put(found)
+
+
+def newest(sent: Any) -> int:
+    return int(np.count_nonzero(np.frombuffer(sent, np.float64))) - 1
+
+
+def run(options: argparse.Namespace, broker: KafkaBroker, client: Client, rate: int) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    topic, stop, out = f"events-{rate}", spawn.Event(), spawn.Queue()
+    sent, sendings = spawn.RawArray(ctypes.c_double, MOST), spawn.Value("q", 0)
+    broker.create_topic(topic, SPLITS)
+    arguments = (broker.bootstrap, topic, rate, options.linger, sent, sendings, stop)
+    producer = spawn.Process(target=produce, args=arguments, daemon=True)
+    stream = fs.scan_kafka(topic, bootstrap=broker.bootstrap, schema=SCHEMA, event_time="at", lateness="400d")
+    grouped = stream.group_by("customer", month=fs.window("at", every="1mo", grace="3d"))
+    view = grouped.agg(total=fs.col("amount").sum(), events=fs.len()).view("subtotals")
+    with tempfile.TemporaryDirectory() as folder:
+        with fs.start(view, snapshots=Path(folder) / "snapshots", client=client) as job:
+            producer.start()
+            deadline = time.monotonic() + PATIENCE
+            while not job["subtotals"].lookup(["probe-100"]).num_rows:  # by then everything is warm
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"no event came through: {job.status()}")
+                time.sleep(0.1)
+            before, begun = sendings.value, time.monotonic()
+            ours = visible(job, sent, options.seconds)
+            reached = (sendings.value - before) / (time.monotonic() - begun)
+        plain = spawn.Process(target=consumed, args=(broker.bootstrap, topic, sent, options.seconds, out), daemon=True)
+        plain.start()
+        theirs = out.get(timeout=options.seconds + 60)
+        stop.set()
+        producer.join(30)
+    mine, other = (np.percentile(each, [50, 99]) for each in (ours, theirs))
+    print(
+        f"{rate:9,} events/s asked, {reached:9,.0f} sent   until a lookup shows it: p50 {mine[0]:7.2f} p99 {mine[1]:7.2f} ms ({len(ours)})"
+        f"   until a plain consumer has it: p50 {other[0]:7.2f} p99 {other[1]:7.2f} ms ({len(theirs)})",
+        flush=True,
+    )
+    settings = {"rate": rate, "linger_ms": options.linger}
+    goal = "at most 10" if rate == 50_000 else None
+    for measure, figures in (("until a lookup shows it", mine), ("until a plain consumer has it", other)):
+        record("latency", f"{measure}, p50", figures[0], "ms", **settings)
+        record("latency", f"{measure}, p99", figures[1], "ms", goal=goal if figures is mine else None, **settings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", type=int, nargs="+", default=[1_000, 50_000, 500_000])
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--linger", type=float, default=1, help="the producer's linger.ms")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {1})
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        stack.enter_context(dask_config.set(DASK_SETTINGS))
+        broker = KafkaBroker(Path(folder) / "kafka")
+        stack.callback(broker.kill)
+        broker.format()
+        broker.start()
+        settings: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
+        client = stack.enter_context(Client(stack.enter_context(LocalCluster(n_workers=1, **settings))))
+        for worker in client.run(os.getpid).values():
+            pin(worker, 0)
+        print(f"linger.ms {options.linger:g}, load {os.getloadavg()[0]:.1f}", flush=True)
+        for rate in options.rates:
+            run(options, broker, client, rate)
+
+
+if __name__ == "__main__":
+    main()
