@@ -128,14 +128,14 @@ def state_of(one: OnePump) -> pa.Table:
 
 
 def theirs(query: Query, path: Path) -> tuple[float, float, pa.Table]:
-    connection = duckdb.connect(config={"threads": 1})
-    connection.execute("set timezone = 'UTC'")
-    begun, used = time.perf_counter(), time.process_time()
-    with pa.memory_map(str(path)) as file:
-        bids = pa.ipc.open_file(file).read_all()
-        connection.register("bids", bids)
+    with duckdb.connect(config={"threads": 1}) as connection, pa.memory_map(str(path)) as file:
+        connection.execute("set timezone = 'UTC'")
+        begun, used = time.perf_counter(), time.process_time()
+        connection.register("bids", pa.ipc.open_file(file).read_all())
         found = connection.sql(query.sql).to_arrow_table()
-        return time.perf_counter() - begun, time.process_time() - used, found
+        seconds, used = time.perf_counter() - begun, time.process_time() - used
+        connection.unregister("bids")
+        return seconds, used, found
 
 
 def rows_of(table: pa.Table, names: list[str]) -> pa.Table:
