@@ -6,10 +6,10 @@ column after column. Keys become Arrow columns when a reader first asks, and sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -197,11 +197,29 @@ class Stored:
         self.keys, self.block, self.capacity, self.values = keys, block, capacity, values
 
 
-class Chunk:
-    """Some rows of a view. `id` is stable while the table lives, `version` changes whenever the content does."""
+class Changed(Protocol):
+    """What was saved of rows that were written since a view (`before.Before`)."""
 
-    def __init__(self, layout: Layout, stored: Stored, chunk_id: int, version: int, rows: int) -> None:
-        self._layout, self._stored = layout, stored
+    def put_back(self, chunk: int, column: int, rows: int, address: int) -> None: ...
+
+    def of(self, chunk: int, chunk_id: int) -> Iterable[Changed] | None: ...
+
+
+class Chunk:
+    """Some rows of a view. `id` is stable while the table lives, `version` changes whenever the content does. `before` is there if the
+    table may go on writing into this memory; `number` is the chunk's in it."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        stored: Stored,
+        chunk_id: int,
+        version: int,
+        rows: int,
+        before: Changed | None = None,
+        number: int = 0,
+    ) -> None:
+        self._layout, self._stored, self._before, self._number = layout, stored, before, number
         self.id, self.version, self.rows = chunk_id, version, rows
 
     @property
@@ -223,7 +241,7 @@ class Chunk:
         return pa.RecordBatch.from_arrays(arrays, schema=self._layout.state_schema)
 
     def revisions(self) -> npt.NDArray[np.int64]:
-        """How many rows were applied to each row's key, if the table counts that; on the chunk's own memory."""
+        """How many rows were applied to each row's key, if the table counts that; not to be kept, it may be the chunk's own memory."""
         assert self._layout.revisions is not None
         return np.frombuffer(self._buffer(self._layout.revisions), np.int64)
 
@@ -265,8 +283,17 @@ class Chunk:
         return [*self._stored.keys.arrays(self.rows), *self._layout.window_columns(*self.window, self.rows)]
 
     def _buffer(self, column: int) -> pa.Buffer:
-        offset = self._layout.offsets(self._stored.capacity)[column]
-        return self._stored.block.buffer(offset, self._layout.columns[column].width * self.rows)
+        offset, size = self._layout.offsets(self._stored.capacity)[column], self._layout.sizes[column] * self.rows
+        block, before = self._stored.block, self._before
+        if before is not None and before.of(self._number, self.id) is not None:
+            copied = pa.allocate_buffer(size)  # of Arrow's pool: the system's memory would come and go with each chunk
+            np.copyto(np.frombuffer(copied, np.uint8), block.memory(offset, size))
+            logs = before.of(self._number, self.id)  # as it is now that the copy was made
+            if logs is not None:
+                for each in logs:
+                    each.put_back(self._number, column, self.rows, copied.address)
+                return copied
+        return block.buffer(offset, size)
 
     def _flags(self, each: Aggregate) -> npt.NDArray[np.uint8]:
         return np.frombuffer(self._buffer(each.first), np.uint8)

@@ -7,6 +7,7 @@ values. The first step writes only behind what readers see, so nothing but the s
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -19,6 +20,7 @@ from flowstate.plan.keys import KeyColumns, UInt64s, hash_columns, key_array, se
 from flowstate.plan.position import NEVER, OFFSET, TIME
 from flowstate.plan.spec import TableSpec
 from flowstate.state.aggregate import Inputs, Line
+from flowstate.state.before import MOVED, SETTLED, Before
 from flowstate.state.block import Block, alone, is_alone, zeroed
 from flowstate.state.chunk import Keys, Layout, Stored
 from flowstate.state.kernels import decode, fold
@@ -32,8 +34,17 @@ _FIRST_ROWS = 64
 _MOST_KEYS = 4 << 20  # bytes of one piece of memory for keys
 _FAR_BYTES = 1 << 19  # state beyond this does not stay in the second-level cache: ask for it ahead
 _AHEAD = 24
+_LARGE = 16 << 20  # bytes of state: the views of larger tables are given copies, and keep less from being written
+_LONGEST = 8  # views, since one that is still held: at the next, all chunks that it shares are copied
+_COPIED = 1 << 20  # bytes of blocks that are copied between two moments at which readers are answered
 
 Int64s = npt.NDArray[np.int64]
+
+
+def _nothing() -> None:
+    return None
+
+
 Keep = Callable[[UInt64s], npt.NDArray[np.bool_]]
 
 
@@ -64,6 +75,8 @@ class KeyedTable:
         self._window_rows = np.empty(0, np.int64)
         self._hashes = np.empty(0, np.uint64)
         self._seen = np.empty(0, np.uint64)
+        self._large = False
+        self._before: Callable[[], Before | None] = _nothing
 
     # -- rows in ---------------------------------------------------------------------------------------------------------------
 
@@ -159,10 +172,7 @@ class KeyedTable:
         self._windows.assign(windows, starts, ends)
         slots = self._locate(keys, windows, hashes if self.spec.keys else None, insert=True)
         if self._last_view >= 0:
-            used = len(self._stored)
-            touched = (self._versions[:used] == self._serial) & (self._born[:used] <= self._last_view)
-            for chunk in np.flatnonzero(touched).tolist():
-                self._own(chunk)
+            self._keep_views(slots)
         if lines:
             self._fold(np.stack(lines), slots)
 
@@ -269,15 +279,46 @@ class KeyedTable:
         for place, column in enumerate(self._layout.columns):
             size = column.width * stored.capacity
             block.memory(new[place], size)[:] = stored.block.memory(old[place], size)
+        before = self._before()
+        if before is not None and chunk < len(before.replaced):
+            before.replaced[chunk] = MOVED
         self._place(chunk, Stored(stored.keys, block, capacity, stored.values))
 
-    def _own(self, chunk: int) -> None:
-        """Copy the chunk's block if a view or an array refers to it."""
+    def _keep_views(self, slots: Int64s) -> None:
+        """Before the rows `slots` are written: see that views keep what they are in. A large table copies only some of the chunks now."""
+        before = self._before()
+        if self._large and before is None:
+            self._last_view = -1  # all views are gone
+            return
+        used = len(self._stored)
+        touched = (self._versions[:used] == self._serial) & (self._born[:used] <= self._last_view)
+        budget = _COPIED if self._large else None
+        for chunk in np.flatnonzero(touched).tolist():
+            if budget is None:
+                self._own(chunk, None)
+            elif budget <= 0:
+                break
+            else:
+                budget -= self._own(chunk, before)
+        if before is not None:
+            before.save(slots, self._shift, self._born, self._last_view, self._pointers)
+
+    def _own(self, chunk: int, before: Before | None) -> int:
+        """Copy the chunk's block if a view or an array refers to it. Returns how many bytes were copied."""
+        copied = 0
         if not alone(self._stored, chunk) or not is_alone(self._stored[chunk]):
             stored = self._stored[chunk]
             assert stored is not None
             self._place(chunk, Stored(stored.keys, stored.block.copy(), stored.capacity, stored.values))
+            copied = stored.block.size
+            if before is not None:
+                offsets = self._layout.offsets(stored.capacity)
+                for column in range(len(self._layout.columns)):
+                    address = stored.block.address + offsets[column]
+                    before.put_back(chunk, column, int(before.filled[chunk]), address)
+                before.replaced[chunk] = SETTLED
         self._born[chunk] = self._serial
+        return copied
 
     def _fold(self, program: npt.NDArray[np.int64], slots: Int64s) -> None:
         ahead = _AHEAD if self.rows * self._layout.row_bytes > _FAR_BYTES else 0
@@ -322,6 +363,7 @@ class KeyedTable:
     def memory(self) -> dict[str, int]:
         """Bytes: of the index; of keys, with their two words of bookkeeping; of aggregate state; other."""
         stored = [each for each in self._stored if each is not None]
+        before = self._before()
         own = (self._ids, self._versions, self._born, self._filled, self._arenas, self._pointers)
         return {
             "index": self._windows.index_bytes,
@@ -330,20 +372,32 @@ class KeyedTable:
             "other": sum(each.nbytes for each in own)
             + self._windows.nbytes
             + sum(each.pool.waiting for each in self._windows.by_id.values())
-            + sum(each.keys.decoded_nbytes for each in stored),
+            + sum(each.keys.decoded_nbytes for each in stored)
+            + (0 if before is None else before.nbytes),
         }
 
     def view(self) -> TableView:
         """All rows as they are now. Costs microseconds, plus one copy of each chunk that is written while somebody holds it."""
         used = len(self._stored)
+        ids, filled, before = self._ids[:used].copy(), self._filled[:used].copy(), None
+        if not self._layout.cells and (self._large or self.rows * self._layout.row_bytes > _LARGE):
+            previous = self._before()
+            if not self._large or (previous is not None and previous.length >= _LONGEST):
+                self.save_first()  # from now on; or one view is held so long that it would hold ever more logs
+                previous = None
+            before = Before(self._layout, ids, filled, self._shift)
+            if previous is not None:
+                before.follow(previous)
+            self._before = weakref.ref(before)
         self._last_view = self._serial
-        return TableView(
-            self._layout,
-            list(self._stored),
-            self._ids[:used].copy(),
-            self._versions[:used].copy(),
-            self._filled[:used].copy(),
-        )
+        return TableView(self._layout, list(self._stored), ids, self._versions[:used].copy(), filled, before)
+
+    def save_first(self) -> None:
+        """Be a large table, whose views are given copies: what those until now have becomes theirs alone."""
+        used, before = len(self._stored), self._before()
+        for chunk in np.flatnonzero((self._born[:used] <= self._last_view) & (self._filled[:used] > 0)).tolist():
+            self._own(chunk, before)
+        self._large = True
 
     def pieces(self) -> Pieces:
         """The memory of its chunks, to be compared with that of views. For whoever may write: a chunk that is looked at is not alone."""

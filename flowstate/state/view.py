@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from flowstate.errors import InvalidFlow, did_you_mean
 from flowstate.plan.spec import REVISION
+from flowstate.state.before import Before
 from flowstate.state.chunk import Chunk, Layout, Stored
 from flowstate.state.pieces import Pieces, pieces_of
 
@@ -48,7 +49,8 @@ class Baseline:
 class TableView:
     """Taken by `KeyedTable.view`. May be read, and released, by any thread, while the table goes on.
 
-    Whoever holds it makes the table copy each chunk once before it writes there again. Arrays that it gave out stay valid.
+    Whoever holds it makes the table copy each chunk once before it writes there again, or, of a large table, each row first
+    (`before`). Arrays that it gave out stay valid.
     """
 
     def __init__(
@@ -58,24 +60,26 @@ class TableView:
         ids: npt.NDArray[np.int64],
         versions: npt.NDArray[np.int64],
         filled: npt.NDArray[np.int64],
+        before: Before | None = None,
     ) -> None:
         self.schema = layout.schema
         self.rows = int(filled.sum())
         self._layout = layout
         self._stored: list[Stored | None] | None = stored
         self._ids, self._versions, self._filled = ids, versions, filled
+        self._before = before
         self._pieces: Pieces | None = None
 
     @property
     def chunks(self) -> Sequence[Chunk]:
         """All chunks that have rows."""
-        stored = self._stored
+        stored, before = self._stored, self._before
         if stored is None:
             raise InvalidFlow("this view was released; take another", view=self._layout.spec.name)
         numbers = zip(self._ids.tolist(), self._versions.tolist(), self._filled.tolist(), strict=True)
         return [
-            Chunk(self._layout, each, chunk_id, version, rows)
-            for each, (chunk_id, version, rows) in zip(stored, numbers, strict=True)
+            Chunk(self._layout, each, chunk_id, version, rows, before, number)
+            for number, (each, (chunk_id, version, rows)) in enumerate(zip(stored, numbers, strict=True))
             if each is not None and rows
         ]
 
@@ -167,7 +171,7 @@ class TableView:
 
     def release(self) -> None:
         """Give the chunks up. May be called more than once; done by itself when the view is forgotten."""
-        self._stored = None
+        self._stored = self._before = None
 
 
 def _results(chunks: list[Chunk], columns: list[str] | None) -> Iterator[pa.RecordBatch]:
