@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from decimal import Decimal
 from typing import Any
 
@@ -90,7 +92,7 @@ def cases(draw: Any) -> tuple[TableSpec, pa.RecordBatch, pa.RecordBatch]:
     return spec, pa.record_batch(columns), keys
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(cases())
 def test_a_message_has_the_rows_that_columns_have(case: tuple[TableSpec, pa.RecordBatch, pa.RecordBatch]) -> None:
     spec, rows, keys = case
@@ -127,3 +129,14 @@ def test_rows_found_are_not_changed_by_what_is_applied_after() -> None:
     assert before.column("rows").to_pylist() == [1] * 500
     del table
     assert before.column("k").to_pylist() == rows.column("k").to_pylist()
+
+
+def test_what_is_warmed_up_is_all_that_a_lookup_needs() -> None:
+    code = """
+from flowstate.state.kernels import message, warm_up
+
+warm_up()
+assert message.measure.signatures
+assert message.write.signatures
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
