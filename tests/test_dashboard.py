@@ -165,7 +165,7 @@ def test_what_comes_from_outside_is_text() -> None:
 def test_marks_that_are_close_to_each_other_have_one_word() -> None:
     lost = [Happening(n, 10.0 + n / 10, "lost", "", n) for n in range(3)]
     back = [Happening(5, 11.0, "back", "", 1, 0.8), Happening(6, 30.0, "back", "", 0, 19.9)]
-    assert words.short([*lost, *back]) == ["3 lost", "", "", "p1 back 0.8 s", "p0 back 19.9 s"]
+    assert words.short([*lost, *back]) == ["3 partitions lost", "", "", "p1 back 0.8 s", "p0 back 19.9 s"]
 
 
 def test_that_the_job_is_down_comes_first() -> None:

@@ -5,6 +5,7 @@ Nothing is counted for it: figures are looked up when they are asked for. docs/m
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from flowstate.dashboard.figures import Figures
     from flowstate.dashboard.scheduler import Dashboard, Watched
 
+logger = logging.getLogger("flowstate")
 #: Splits of a job that have a lag of their own, those with the greatest; what the others have is one, `OTHERS`.
 SPLITS = 100
 OTHERS = "others"
@@ -207,7 +209,10 @@ def _of_process() -> Collector | None:
         from prometheus_client import REGISTRY
 
         _collector = Collector()
-        REGISTRY.register(_collector)
+        try:
+            REGISTRY.register(_collector)
+        except ValueError as error:  # a metric of such a name is there already
+            logger.warning("there are no metrics of flowstate in this process: %s", error)
     return _collector
 
 

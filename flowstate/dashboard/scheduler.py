@@ -75,7 +75,11 @@ class Dashboard(SchedulerPlugin):
         self.scheduler, self.clock = scheduler, SystemClock()
         self.jobs: dict[str, Watched] = {}
         self._watching = asyncio.ensure_future(self._watch_always())
-        prefix = mount(self)
+        try:
+            prefix = mount(self)
+        except Exception:  # a Bokeh or a Dask that it does not fit: no job fails for that
+            logger.exception("there is no page in the dashboard; /flowstate.json is there")
+            prefix = ""
         scheduler.http_application.add_handlers(
             ".*$", [(rf"{prefix}/flowstate\.json", AsJson, {"dask_server": scheduler})]
         )

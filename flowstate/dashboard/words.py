@@ -141,9 +141,9 @@ def short(happenings: Sequence[Happening]) -> list[str]:
     firsts: dict[str, tuple[int, float, int]] = {}  # by kind: the place of the first, its time, how many there are
     for place, each in enumerate(happenings):
         first, at, count = firsts.get(each.kind, (0, NEVER, 0))
-        if each.at - at <= TOGETHER:
+        if each.partition is not None and each.at - at <= TOGETHER:
             firsts[each.kind] = first, at, count + 1
-            found[first] = f"{count + 1} {each.kind}"
+            found[first] = f"{count + 1} partitions {each.kind}"
             found.append("")
             continue
         firsts[each.kind] = place, each.at, 1
