@@ -72,8 +72,14 @@ def warm_up() -> None:
         other.lookup(batch.select(names).slice(0, count))
     other.apply(batch.slice(1))
     other.expire(1)
+    rows_alone = (AggregateSpec("len", "len", None, None, pa.int64()),)
     for kind in (pa.string(), pa.int64()):
-        simple = KeyedTable(TableSpec("warm_up", (pa.field("k", kind),), None, ()), seed=0)
+        simple = KeyedTable(TableSpec("warm_up", (pa.field("k", kind),), None, rows_alone), seed=0)
         keys = pa.record_batch({"k": numbers.cast(kind)})
         simple.apply(keys)
         simple.lookup(keys.slice(0, 2))
+        simple.save_first()
+        view = simple.view()
+        simple.apply(keys)
+        for _ in view.batches():
+            pass
