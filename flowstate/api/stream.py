@@ -198,7 +198,8 @@ def scan_kafka(
     config: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> Stream:
-    """Records of a topic. Each partition is a split.
+    """Records of a topic. Each partition is a split. A record of JSON or CSV is one row; one of Arrow is an IPC stream of any
+    number of rows, which is read as a whole or is a dead letter as a whole.
 
     `event_time` names the column that says when it happened; `lateness` is how far rows of a split may be out of order; a row more
     than `max_ahead` past its record's own time is a dead letter. `start` counts only when a job starts for the first time.
