@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks import keyed_state
+from benchmarks.results import record
 from flowstate.plan.spec import AggregateSpec, TableSpec
 from flowstate.plan.window import Period, WindowSpec
 from flowstate.runtime.provide import provide_memory
@@ -122,6 +123,17 @@ def growth(keys: int) -> None:
     beyond = sum(memory.values()) - 17 - table._layout.row_bytes
     print(f"  bytes per key: {parts}; beyond the key (17) and its columns ({table._layout.row_bytes}): {beyond:.1f}")
     rss = (resident() - before) / keys
+    record(
+        "state_scale",
+        "99th percentile of a block of new keys",
+        np.percentile(by_processor, 99).item(),
+        "ms of CPU",
+        keys=keys,
+    )
+    longest = by_processor.max().item()
+    record("state_scale", "longest block of new keys", longest, "ms of CPU", goal="at most 5", keys=keys)
+    record("state_scale", "memory beyond key and columns", beyond, "bytes/key", goal="at most 64", keys=keys)
+    record("state_scale", "new keys", keys / by_processor.sum().item() / 1e3, "M rows/s of CPU", keys=keys)
     print(f"  resident bytes per key: {rss:.1f}; beyond: {rss - 17 - table._layout.row_bytes:.1f}")
 
 
@@ -222,6 +234,7 @@ def compare_shapes(rows: int, repeat: int, only: str) -> None:
             pairs.append((its[-1][0] / mine[-1][0], its[-1][1] / mine[-1][1]))
             assert table.rows == found.num_rows, (shape.name, table.rows, found.num_rows)
         by_processor, by_clock = (statistics.median(each) for each in zip(*pairs, strict=True))
+        record("state_scale", f"{shape.name}: CPU of DuckDB's group by", by_processor, "times ours", rows=count)
         speeds = [count / statistics.median(each for each, _ in side) / 1e6 for side in (mine, its)]
         print(
             f"  {shape.name:<50} ours {speeds[0]:6.2f}, duckdb {speeds[1]:6.2f}; ratio {by_processor:5.2f} (clock {by_clock:5.2f}); "
@@ -250,6 +263,7 @@ def expiry(keys: int) -> None:
         gc.collect()
         before, full = resident(), sum(table.memory().values())
         processor, clock, gone = timed(lambda table=table: table.expire(1))
+        record("state_scale", "a window goes", clock * 1e3, "ms", goal="at most 5", keys=keys, others=others)
         after, left = resident(), sum(table.memory().values())
         print(
             f"a window of {gone:,} keys goes, {others} stay: pause {clock * 1e3:.2f} ms ({processor * 1e3:.2f} of CPU); "
