@@ -5,7 +5,7 @@
     python -m benchmarks.report --run                       # measures everything that the page has first, about 30 minutes
 
 Of a figure that was recorded more than once, the last counts. Drawn are those that the files have: rows taken in over groups and bytes
-over keys from `memory_peers`, milliseconds over load from `latency`, whose figures have a setting `rate` (events a second).
+over keys from `memory_peers` and `state_scale`, milliseconds over load from `latency`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ RUN = (
     ("kafka_lookups",),
     ("memory_peers", "--groups", "20000", "200000", "2000000"),
     ("nexmark",),
+    ("kafka_state",),
+    ("latency",),
+    ("state_scale",),
 )
 
 
@@ -118,7 +121,11 @@ def drawings(results: list[Result]) -> dict[str, str]:
     taken = series(memory, "rows taken in", "groups", scale=1e6)
     if taken:
         found["throughput.svg"] = lines("Rows taken in on one core, over keys", "groups", "rows a second", taken)
-    size = series(memory, "bytes per group", "groups")
+    size = {"state in all": points(memory, "bytes per group", "groups")}
+    size["beyond key and columns"] = points(
+        [each for each in results if each.benchmark == "state_scale"], "memory beyond key and columns", "keys"
+    )
+    size = {name: each for name, each in size.items() if each}
     if size:
         found["memory.svg"] = lines("Memory of keyed state, over keys", "groups", "bytes per group", size)
     latency = [each for each in results if each.benchmark == "latency" and each.unit == "ms"]
