@@ -77,6 +77,7 @@ def compare(name: str, said: dict[str, str], options: argparse.Namespace) -> Non
     record("kafka_lookups", "taken in alone", alone.rate, "M events/s", system=alone.name, **settings)
     record("kafka_lookups", "taken in while asked", asked.rate, "M events/s", system=alone.name, **settings)
     record("kafka_lookups", "lookups answered meanwhile", answers, "lookups/s", system=alone.name, **settings)
+    record("kafka_lookups", "pairs of runs", len(pairs), "runs", system=alone.name, **settings)
     goal = "at least 80" if name == "flowstate" else None
     record("kafka_lookups", "throughput kept", kept, "%", system=alone.name, goal=goal, **settings)
 

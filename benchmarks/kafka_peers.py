@@ -113,6 +113,7 @@ def show(systems: list[System], workload: str, messages: int) -> None:
         line = f"{each.name:36}{each.rate:11.3f}{each.cpu:9.3f}"
         settings: dict[str, Any] = {"workload": workload, "messages": messages, "partitions": 1, "format": "json"}
         record("kafka_peers", "events taken in", each.rate, "M events/s", system=each.name, **settings)
+        record("kafka_peers", "runs", len(each.runs), "runs", system=each.name, **settings)
         record("kafka_peers", "processor", each.cpu, "CPU s/M events", system=each.name, **settings)
         if ours is not None and each is not ours:
             goal = f"at least {30 if 'Streams' in each.name else 5}"

@@ -166,6 +166,7 @@ def show(systems: list[System], rows: int, groups: int) -> None:
         settings: dict[str, Any] = {"groups": groups, "rows": rows}
         record("memory_peers", "rows taken in", each.rate, "M rows/s", system=each.name, **settings)
         record("memory_peers", "processor", each.cpu, "CPU s/M rows", system=each.name, **settings)
+        record("memory_peers", "runs", len(each.runs), "runs", system=each.name, **settings)
         if size := each.runs[-1].memory:
             record(
                 "memory_peers", "bytes per group", size / each.runs[-1].groups, "bytes", system=each.name, **settings

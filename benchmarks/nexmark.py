@@ -176,6 +176,7 @@ def compare(name: str, path: Path, bids: int, repeat: int) -> None:
     rates = [bids / statistics.median(each[0] for each in runs) / 1e6 for runs in (mine, its)]
     for system, rate in zip(("flowstate", "duckdb"), rates, strict=True):
         record("nexmark", "bids taken in", rate, "M rows/s", system=system, query=name, bids=bids)
+        record("nexmark", "runs", repeat, "runs", system=system, query=name, bids=bids)
     record("nexmark", "ours to it, by the clock", clock, "x", system="duckdb", query=name, bids=bids)
     record("nexmark", "ours to it, by CPU", processor, "x", system="duckdb", query=name, bids=bids)
     print(
