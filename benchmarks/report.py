@@ -4,8 +4,8 @@
     python -m benchmarks.report results.jsonl [more.jsonl ...]
     python -m benchmarks.report --run                       # measures everything that the page has first, about 30 minutes
 
-Of a figure that was recorded more than once, the last counts. Drawn are those that the files have: rows taken in over groups and bytes
-over keys from `memory_peers` and `state_scale`, milliseconds over load from `latency`.
+Of a figure that was recorded more than once, the last counts. Drawn are those that the files have, at two places at least: rows for a CPU
+second over groups and bytes over keys from `memory_peers` and `state_scale`, milliseconds over load from `latency`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 DRAWINGS = ROOT / "docs" / "benchmarks"
 NOTES = Path(__file__).resolve().parent / "report_notes.md"
 ALTERNATIVES = {
-    "throughput.svg": "Rows taken in on one core, over keys",
+    "throughput.svg": "Rows taken in for a CPU second, over keys",
     "memory.svg": "Memory of keyed state, over keys",
     "latency.svg": "From produced to visible, over load",
 }
@@ -115,23 +115,23 @@ def section(benchmark: str, results: list[Result]) -> str:
 
 
 def drawings(results: list[Result]) -> dict[str, str]:
-    """SVG by name of the file."""
+    """SVG by name of the file; nothing is drawn that has one point alone."""
     found: dict[str, str] = {}
     memory = [each for each in results if each.benchmark == "memory_peers"]
-    taken = series(memory, "rows taken in", "groups", scale=1e6)
-    if taken:
-        found["throughput.svg"] = lines("Rows taken in on one core, over keys", "groups", "rows a second", taken)
+    taken = {name: [(x, 1e6 / y) for x, y in each] for name, each in series(memory, "processor", "groups").items()}
+    if drawable(taken):
+        found["throughput.svg"] = lines("Rows taken in for a CPU second, over keys", "groups", "rows", taken)
     size = {"state in all": points(memory, "bytes per group", "groups")}
     size["beyond key and columns"] = points(
         [each for each in results if each.benchmark == "state_scale"], "memory beyond key and columns", "keys"
     )
     size = {name: each for name, each in size.items() if each}
-    if size:
+    if drawable(size):
         found["memory.svg"] = lines("Memory of keyed state, over keys", "groups", "bytes per group", size)
     latency = [each for each in results if each.benchmark == "latency" and each.unit == "ms"]
     waited = {measure: points(latency, measure, "rate") for measure in dict.fromkeys(each.measure for each in latency)}
     waited = {name: each for name, each in waited.items() if each}
-    if waited:
+    if drawable(waited):
         limit = ("goal of p99", 10.0)
         found["latency.svg"] = lines(
             "From produced to visible, over load", "events a second", "milliseconds", waited, limit=limit
@@ -139,16 +139,20 @@ def drawings(results: list[Result]) -> dict[str, str]:
     return found
 
 
-def series(results: list[Result], measure: str, across: str, scale: float = 1.0) -> Series:
+def drawable(series: Series) -> bool:
+    return any(len(each) > 1 for each in series.values())
+
+
+def series(results: list[Result], measure: str, across: str) -> Series:
     systems = dict.fromkeys(each.system for each in results)
-    found = {name: points([e for e in results if e.system == name], measure, across, scale) for name in systems}
+    found = {name: points([e for e in results if e.system == name], measure, across) for name in systems}
     return {name: each for name, each in found.items() if each}
 
 
-def points(results: list[Result], measure: str, across: str, scale: float = 1.0) -> list[tuple[float, float]]:
+def points(results: list[Result], measure: str, across: str) -> list[tuple[float, float]]:
     """The last value at each place."""
     found = {
-        float(each.settings[across]): each.value * scale
+        float(each.settings[across]): each.value
         for each in results
         if each.measure == measure and across in each.settings and each.value > 0
     }

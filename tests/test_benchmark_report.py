@@ -36,6 +36,8 @@ def result(
 RESULTS = [
     result("rows taken in", 50.0, "M rows/s", groups=20_000),
     result("rows taken in", 14.0, "M rows/s", groups=2_000_000),
+    result("processor", 0.02, "CPU s/M rows", groups=20_000),
+    result("processor", 0.07, "CPU s/M rows", groups=2_000_000),
     result("rows taken in", 60.0, "M rows/s", "duckdb", groups=20_000),
     result("ours to it, by CPU", 0.83, "x", "duckdb", "at least 1", groups=20_000),
     result("ours to it, by CPU", 2.1, "x", "duckdb", "at least 1.5", groups=2_000_000),
@@ -53,12 +55,15 @@ def test_the_page_names_what_was_missed_first_and_where_others_did_better(tmp_pa
     assert "2.1" not in others
     assert "a fast one, 2 cores, 24.0 GiB" in said and "duckdb 2" in said and "how it was measured" in said
     assert "(benchmarks/throughput.svg)" in said and (tmp_path / "drawings" / "throughput.svg").exists()
+    assert "flowstate: 50 M at 20 k" in (tmp_path / "drawings" / "throughput.svg").read_text()
     assert not (tmp_path / "drawings" / "latency.svg").exists()  # nothing was measured
+    write(RESULTS[:3], page, tmp_path / "one", "")
+    assert not (tmp_path / "one" / "throughput.svg").exists()  # one point is no line
 
 
 def test_of_what_was_measured_twice_the_last_counts() -> None:
     twice = [*RESULTS, result("rows taken in", 51.0, "M rows/s", groups=20_000)]
-    assert [each.value for each in latest(twice)] == [51.0, 14.0, 60.0, 0.83, 2.1]
+    assert [each.value for each in latest(twice)] == [51.0, 14.0, 0.02, 0.07, 60.0, 0.83, 2.1]
 
 
 def test_a_drawing_is_well_formed_and_has_every_point_where_it_belongs() -> None:
