@@ -99,6 +99,15 @@ def losses(results: list[Result]) -> str:
     )
 
 
+def unmeasured(results: list[Result]) -> str:
+    """What the page would have and these files do not."""
+    measured = {each.benchmark for each in results}
+    peers = {each.system for each in results if each.benchmark == "kafka_peers"}
+    lacking = [f"`{name}`" for name, *_ in RUN if name not in measured]
+    lacking += [f"{peer} from Kafka" for peer in ("Flink", "Kafka Streams") if not any(peer in each for each in peers)]
+    return f"**Not measured in these runs**: {', '.join(lacking)}." if lacking else ""
+
+
 def section(benchmark: str, results: list[Result]) -> str:
     """One table for each group of settings that its systems share."""
     mine = [each for each in results if each.benchmark == benchmark]
@@ -179,6 +188,7 @@ def page(results: list[Result], drawn: Iterable[str], notes: str) -> str:
         "## Where others did better",
         losses(results),
     ]
+    parts += [said for said in (unmeasured(results),) if said]
     parts += [f"![{ALTERNATIVES[each]}](benchmarks/{each})" for each in drawn]
     for benchmark in dict.fromkeys(each.benchmark for each in results):
         parts += [f"## {benchmark}", f"`python -m benchmarks.{benchmark}`", section(benchmark, results)]

@@ -53,6 +53,7 @@ def test_the_page_names_what_was_missed_first_and_where_others_did_better(tmp_pa
     others = said[said.index("## Where others did better") : said.index("## memory_peers")]
     assert "| memory_peers | duckdb | ours to it, by CPU | groups 20,000 | 0.830 x |" in others
     assert "2.1" not in others
+    assert "**Not measured in these runs**: `kafka_peers`" in said and "`memory_peers`," not in said
     assert "a fast one, 2 cores, 24.0 GiB" in said and "duckdb 2" in said and "how it was measured" in said
     assert "(benchmarks/throughput.svg)" in said and (tmp_path / "drawings" / "throughput.svg").exists()
     assert "flowstate: 50 M at 20 k" in (tmp_path / "drawings" / "throughput.svg").read_text()
