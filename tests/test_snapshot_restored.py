@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import uuid
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_state_table import canonical, cuts, pieces, rows_of, tables
+from test_state_table import canonical, cuts, money, money_table, pieces, rows_of, tables
 
 from flowstate.errors import InvalidFlow
 from flowstate.plan.keys import key_groups, owner_of_groups
 from flowstate.plan.spec import AppendSpec, TableSpec
 from flowstate.snapshot import segment
-from flowstate.snapshot.manifest import SavedState
-from flowstate.snapshot.segment import load_tables, save_state
+from flowstate.snapshot.manifest import Manifest, SavedState
+from flowstate.snapshot.partition_chain import PartitionChain
+from flowstate.snapshot.restore import load_newest
+from flowstate.snapshot.segment import load_tables, save_state, stream_tables
 from flowstate.state.append import AppendTable
 from flowstate.state.table import KeyedTable
 from flowstate.store import Store
@@ -56,7 +59,7 @@ def kept(table: AppendTable) -> tuple[int, list[Any]]:
 
 def restored(store: Store, spec: TableSpec, saved: SavedState, chunk_rows: int) -> tuple[KeyedTable, AppendTable]:
     table, append = KeyedTable(spec, seed=5, chunk_rows=chunk_rows), AppendTable(LATE)
-    loaded = load_tables(store, saved)
+    loaded = stream_tables(store, saved)
     table.restore(loaded["t"])
     append.restore(loaded["late"], saved.extras["late"])
     return table, append
@@ -108,3 +111,43 @@ def test_every_saved_state_comes_back_as_it_was(
             half.restore(loaded, lambda hashes, number=number: owner_of_groups(key_groups(hashes), 128, 2) == number)
         found = [row for half in halves for row in content(spec, half)]
         assert sorted(found, key=repr) == saves[-1][1]
+
+
+def test_damage_that_is_met_half_way_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last stream of the newest state is damaged: what was made of the others is thrown away, and the state before is taken in."""
+    monkeypatch.setattr(segment, "STREAM_BYTES", 1)
+    store = Store.open(f"memory://{uuid.uuid4().hex}")
+    chain = PartitionChain(store, 1, 0)
+    manifest = chain.claim()
+    table = money_table(chunk_rows=2)
+    names = [f"c{number}" for number in range(20)]
+    contents = []
+    for number in (1, 2):
+        table.apply(money(names, [number] * 20))
+        state = save_state(store, "g0001/p0000", 1, number, {"t": table.view().chunks}, None, {}, {}, float(number))
+        committed = chain.commit(manifest.version, Manifest(0, 1, state))
+        assert committed is not None
+        manifest = committed
+        contents.append(rows_of(table).sort_by("customer"))
+    assert manifest.state is not None
+    last = max(manifest.state.tables["t"], key=lambda ref: ref.start)
+    data = bytearray(store.read(last.segment))
+    data[last.start + last.length // 2] ^= 1
+    store.delete(last.segment)
+    assert store.create(last.segment, bytes(data))
+    made: list[KeyedTable] = []
+    states: list[float] = []
+
+    def take(state: SavedState, newest: Manifest, tables: Mapping[str, Iterator[pa.RecordBatch]]) -> None:
+        assert newest == manifest
+        states.append(state.as_of)
+        made.append(money_table(chunk_rows=2))
+        made[-1].restore(tables["t"])
+
+    restored = load_newest(chain, take=take)
+    assert restored is not None
+    assert states == [2.0, 1.0]
+    assert made[0].rows == 18, "all but the damaged chunk were taken in before it was met"
+    assert rows_of(made[1]).sort_by("customer") == contents[0] != contents[1]
+    assert restored.tables == {}
+    assert last.segment in restored.damaged[0]

@@ -6,7 +6,7 @@ name. Whatever of it is still in flight when this incarnation is replaced change
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from flowstate.runtime.contents import Contents
 from flowstate.runtime.job_spec import JobSpec
 from flowstate.sink import Stage, make_sink
 from flowstate.snapshot.layout import partition as partition_prefix
-from flowstate.snapshot.manifest import Manifest
+from flowstate.snapshot.manifest import Manifest, SavedState
 from flowstate.snapshot.partition_chain import PartitionChain
 from flowstate.snapshot.restore import load_newest
 from flowstate.snapshot.saved import SavedSnapshot
@@ -42,15 +42,19 @@ class Saver:
     def load(self) -> tuple[Manifest, Contents, list[str]]:
         """The newest state that is whole, under the newest hand-over marks (K4), so that no output comes twice; for a partition that has
         none yet, its part of the saved cut that this generation began with. Also what was damaged."""
-        restored = load_newest(self.chain)
+        contents = self._empty()
+
+        def take(state: SavedState, newest: Manifest, tables: Mapping[str, Iterator[pa.RecordBatch]]) -> None:
+            nonlocal contents
+            contents = self._empty()  # also of what a damaged state began with
+            reached = NEVER if newest.state is None else newest.state.extras.get("reached", NEVER)
+            contents.restore(state, newest.handed, tables, reached=reached)
+
+        restored = load_newest(self.chain, take=take)
         if restored is None or restored.manifest.epoch != self.epoch:
             newest = None if restored is None else restored.manifest.epoch
             raise Fenced("a newer run owns this partition", partition=self.partition, epoch=self.epoch, newest=newest)
-        contents = Contents(self.spec.plan, self.spec.seed, self.spec.generation << 32 | self.epoch)
         if restored.state is not None:
-            last = restored.manifest.state
-            reached = NEVER if last is None else last.extras.get("reached", NEVER)
-            contents.restore(restored.state, restored.manifest.handed, restored.tables, reached=reached)
             if restored.version < restored.manifest.version:
                 # What the newest says of its end stands for a state that is damaged: it is to be saved again once it is reached again.
                 return replace(restored.manifest, ended=False), contents, list(restored.damaged)
@@ -61,6 +65,9 @@ class Saver:
                 assert manifest.state is not None
                 contents.restore(manifest.state, manifest.handed, cut.load(number), own.keys, own.split)
         return restored.manifest, contents, list(restored.damaged)
+
+    def _empty(self) -> Contents:
+        return Contents(self.spec.plan, self.spec.seed, self.spec.generation << 32 | self.epoch)
 
     def save(self, work: SaveWork) -> Saved:
         """Commits a manifest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -10,7 +10,10 @@ import pyarrow as pa
 from flowstate.errors import CorruptData
 from flowstate.snapshot.manifest import Manifest, SavedState
 from flowstate.snapshot.partition_chain import PartitionChain
-from flowstate.snapshot.segment import load_tables
+from flowstate.snapshot.segment import load_tables, stream_tables
+
+#: Takes in a state, under the newest manifest, from its batches as they are read.
+Take = Callable[[SavedState, Manifest, Mapping[str, Iterator[pa.RecordBatch]]], None]
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,11 @@ class Restored:
     damaged: tuple[str, ...] = ()
 
 
-def load_newest(chain: PartitionChain, names: Iterable[str] | None = None) -> Restored | None:
+def load_newest(chain: PartitionChain, names: Iterable[str] | None = None, take: Take | None = None) -> Restored | None:
     """The newest state whose bytes are what was written; None for a partition that never was.
+
+    With `take`, memory never holds all batches, and `tables` stays empty. It is called again, with an older state, when damage is met among
+    the batches; what it has made until then is nothing any more.
 
     CorruptData when the newest manifest and its copy are damaged (what was handed over is unknown then), or when no state can be loaded.
     """
@@ -46,7 +52,11 @@ def load_newest(chain: PartitionChain, names: Iterable[str] | None = None) -> Re
         if manifest.version > newest.version or manifest.state is None or manifest.state in tried:
             continue
         try:
-            tables = load_tables(chain.store, manifest.state, wanted)
+            tables = {}
+            if take is None:
+                tables = load_tables(chain.store, manifest.state, wanted)
+            else:
+                take(manifest.state, newest, stream_tables(chain.store, manifest.state))
             return Restored(newest, manifest.version, manifest.state, tables, tuple(damaged))
         except CorruptData as damage:
             damaged.append(str(damage))

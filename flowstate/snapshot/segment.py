@@ -12,9 +12,9 @@ incarnation writes everything.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -200,6 +200,35 @@ def load_tables(store: Store, saved: SavedState, names: Iterable[str] | None = N
         ]
         for table in wanted
     }
+
+
+def stream_tables(store: Store, saved: SavedState) -> dict[str, Iterator[pa.RecordBatch]]:
+    """The batches of every table, each once, in the order in which they lie: a few streams are read ahead, so that memory holds these and
+    not everything. Damage is told, as `load_tables` does, when it is met: what was made of the batches before it is to be thrown away."""
+    return {name: _stream(store, refs, name) for name, refs in saved.tables.items()}
+
+
+def _stream(store: Store, refs: Iterable[ChunkRef], table: str) -> Iterator[pa.RecordBatch]:
+    streams: dict[tuple[str, int, int, str], list[ChunkRef]] = {}
+    for ref in refs:
+        streams.setdefault((ref.segment, ref.start, ref.length, ref.checksum), []).append(ref)
+    pool = ThreadPoolExecutor(_READERS)
+    try:
+        reading = deque[tuple[list[ChunkRef], Future[list[pa.RecordBatch]]]]()
+        for stream, found in streams.items():
+            reading.append((found, pool.submit(_read, store, stream, table)))
+            if len(reading) > _READERS:
+                yield from _picked(*reading.popleft(), table)
+        while reading:
+            yield from _picked(*reading.popleft(), table)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _picked(refs: Sequence[ChunkRef], read: Future[list[pa.RecordBatch]], table: str) -> Iterator[pa.RecordBatch]:
+    batches = read.result()
+    for ref in refs:
+        yield _pick(batches, ref, table)
 
 
 def _read(store: Store, stream: tuple[str, int, int, str], table: str) -> list[pa.RecordBatch]:
