@@ -6,6 +6,7 @@ send, or for the store. Readers of the state share the gate with it, one block a
 
 from __future__ import annotations
 
+import atexit
 import gc
 import threading
 from collections import deque
@@ -58,6 +59,7 @@ def _settle() -> None:
     if _settled.acquire(blocking=False):
         gc.collect()
         gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries that count what is left at the end would complain
 
 
 class Surroundings(Protocol):
