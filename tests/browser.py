@@ -119,7 +119,7 @@ class Browser:
         self._number, self._heard = 0, b""
         self.complaints: list[str] = []  # uncaught errors of pages, and what they wrote as an error
 
-    def call(self, method: str, session: str | None = None, timeout: float = 30.0, **parameters: Any) -> Any:
+    def call(self, method: str, session: str | None = None, timeout: float = 60.0, **parameters: Any) -> Any:
         """One command of the protocol and its answer. AssertionError if it is refused, or does not come."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
@@ -204,7 +204,7 @@ class Page:
         """What is shown, as lines."""
         return str(self.run(TEXT) or "")
 
-    def shows(self, text: str, seconds: float = 30.0) -> str:
+    def shows(self, text: str, seconds: float = 60.0) -> str:
         """Waits until `text` is shown; the whole text then."""
         deadline = time.monotonic() + seconds
         while text not in (found := self.text()):

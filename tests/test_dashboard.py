@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pytest
 from browser import Browser, Page, opened
 from distributed import Client
-from waiting import until
+from waiting import until as until_within
 
 import flowstate as fs
 from flowstate.clock import ManualClock
@@ -26,6 +27,7 @@ from flowstate.dashboard.history import HAPPENINGS, MOMENTS, NAMES, OTHERS, Hist
 from flowstate.dashboard.looking import Looks
 from flowstate.runtime.journal import Happening, Journal
 
+until = partial(until_within, seconds=60.0)
 SCHEMA = pa.schema({"key": pa.string(), "n": pa.int64()})
 
 # its parts
@@ -207,7 +209,7 @@ def place(client: Client) -> str:
 
 
 def told(client: Client, seconds: int = 0) -> Any:
-    with urllib.request.urlopen(f"{place(client)}/flowstate.json?seconds={seconds}", timeout=10) as answer:
+    with urllib.request.urlopen(f"{place(client)}/flowstate.json?seconds={seconds}", timeout=60) as answer:
         return json.load(answer)["jobs"]
 
 
@@ -341,9 +343,9 @@ def test_a_scheduler_has_the_page_before_there_is_a_job(browser: Browser, tmp_pa
             page.shows("Flowstate")
             page.go(f"{address}/flowstate")
             page.shows("No job of flowstate has run on this cluster yet.")
-            with urllib.request.urlopen(f"{address}/flowstate.json", timeout=10) as answer:
+            with urllib.request.urlopen(f"{address}/flowstate.json", timeout=60) as answer:
                 assert json.load(answer) == {"jobs": {}}
         finally:
             scheduler.terminate()
-            scheduler.wait(20)
+            scheduler.wait(60)
     assert "flowstate/dashboard" not in (tmp_path / "log").read_text()  # in no traceback
