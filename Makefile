@@ -18,7 +18,7 @@ DATA ?=
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup demo demo-web test lint docs bench scenarios chaos release-check clean
+.PHONY: help setup demo demo-web test lint docs bench bench-check scenarios chaos release-check clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -65,6 +65,9 @@ docs: $(STAMP) ## Make the book of docs/ in .cache/site; warnings are errors
 
 bench: $(STAMP) ## Measure; ARGS= goes to the benchmarks
 	@exec $(PYTHON) -m benchmarks $(ARGS)
+
+bench-check: $(STAMP) ## Compare ratios to peers with those that the repository keeps; ARGS= takes a file of figures
+	@exec $(PYTHON) -m benchmarks.check $(ARGS)
 
 scenarios: $(STAMP) ## Kill, stop and cut off real processes of the billing job; one table, docs/scenarios.md; ARGS= names some
 	@exec $(PYTHON) -m benchmarks.scenarios $(if $(ARGS),$(ARGS),--write docs/scenarios.md)
