@@ -37,7 +37,7 @@ class AtTerminal:
         self._theirs, self._ours = theirs, ours  # kept open, so that its settings can be asked afterwards
         os.set_blocking(ours, False)
 
-    def sees(self, *texts: str, after: int = 0, seconds: float = 30) -> int:
+    def sees(self, *texts: str, after: int = 0, seconds: float = 60) -> int:
         """Wait until all `texts` are shown after so many bytes; how many bytes were shown by then."""
         deadline = time.monotonic() + seconds
         while True:
@@ -52,18 +52,13 @@ class AtTerminal:
         shown = self.shown[after:].decode(errors="replace")
         return ESCAPES.sub("", shown.replace("\x1b[H", "\n"))  # from the top of the screen
 
-    def raw(self, after: int = 0) -> str:
-        """With all that is not seen."""
-        self._read()
-        return self.shown[after:].decode(errors="replace")
-
     def presses(self, keys: str) -> int:
         """How many bytes were shown before."""
         self._read()
         os.write(self._ours, keys.encode())
         return len(self.shown)
 
-    def ends(self, seconds: float = 20) -> int:
+    def ends(self, seconds: float = 60) -> int:
         """Its exit code, negative for a signal."""
         deadline = time.monotonic() + seconds
         while True:
@@ -79,7 +74,11 @@ class AtTerminal:
     def in_order(self) -> bool:
         """Whether the terminal is as it was."""
         left = self.shown.count(b"\x1b[?1049h") == self.shown.count(b"\x1b[?1049l")
-        return left and termios.tcgetattr(self._theirs) == self.before
+        return left and self.is_plain()
+
+    def is_plain(self) -> bool:
+        """Whether nobody has the terminal for single keys, so that Ctrl-C is a signal."""
+        return bool(termios.tcgetattr(self._theirs) == self.before)
 
     def close(self) -> None:
         if self.child:

@@ -58,8 +58,9 @@ class Editor:
         )
 
     def read(self) -> str:
-        """Statements with ``;``, or a command. Raises EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
-        return self._session.prompt([("class:prompt", f"{self._name}> ")])
+        """Statements with ``;``, or a command. Raises EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C, a key here: signals are left
+        to who calls, so that none is lost while the terminal changes hands."""
+        return self._session.prompt([("class:prompt", f"{self._name}> ")], handle_sigint=False)
 
 
 class _Completer(Completer):

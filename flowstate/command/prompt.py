@@ -42,20 +42,19 @@ class Prompt:
         self._reader, self._sql, self._fresh, self._mode = reader, sql, fresh, mode
         self._clock = SystemClock()
         self._cancelled = threading.Event()
-        self._busy = False
 
     def serve(self, note: str = "") -> int:
         """Until Ctrl-D or ``.quit``."""
         job = self._reader.directory().job
         editor = Editor(job, Words(tables_of(self._reader)))
-        _say(
-            f"job {job!r}{note}: views {', '.join(self._reader.views())}. A query ends with ; - .help says more, Ctrl-D leaves."
-        )
+        _say(f"job {job!r}{note}: views {', '.join(self._reader.views())}")
+        _say("a query ends with ; - .help says more, Ctrl-D leaves", dim=True)
         signal.signal(signal.SIGINT, self._interrupted)
         for each in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, _ended)
         try:
             while True:
+                self._cancelled.clear()  # what comes from here on means what is typed now
                 try:
                     typed = editor.read()
                 except KeyboardInterrupt:
@@ -81,8 +80,7 @@ class Prompt:
 
     def _run(self, query: str) -> bool:
         """Whether it went well."""
-        self._cancelled.clear()
-        self._busy, begun = True, self._clock.monotonic()
+        begun = self._clock.monotonic()
         try:
             running = self._sql.run(query, fresh=self._fresh, cancelled=self._cancelled.is_set)
             try:
@@ -99,8 +97,6 @@ class Prompt:
             else:
                 self._explain(query, error)
             return False
-        finally:
-            self._busy = False
 
     def _show(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> tuple[int, bool]:
         """How many rows were shown, and whether there are more."""
@@ -181,8 +177,8 @@ class Prompt:
         table_text(["column", "type", "key"], lines)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-C while a query runs; whoever presses it again wants to be gone."""
-        if not self._busy or self._cancelled.is_set():
+        """Ctrl-C while the editor has not the terminal; whoever presses it again wants to be gone."""
+        if self._cancelled.is_set():
             die_of(signal.SIGINT)
         self._cancelled.set()
 
@@ -194,9 +190,13 @@ def _ended(number: int, frame: FrameType | None) -> None:
 def _say(text: str, *, dim: bool = False) -> None:
     """Beside the rows: to whoever sits there."""
     sys.stdout.flush()
-    if dim and "NO_COLOR" not in os.environ and os.environ.get("TERM", "dumb") != "dumb":
+    if dim and _colours():
         text = f"\x1b[2m{text}\x1b[0m"
     os.write(1, (text + "\n").encode(errors="replace"))
+
+
+def _colours() -> bool:
+    return "NO_COLOR" not in os.environ and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def _time(seconds: float) -> str:
@@ -224,7 +224,10 @@ def _side_by_side(schema: pa.Schema, batches: list[pa.RecordBatch]) -> None:
         widths[longest] = max(min(widths[longest] - 1, second), widths[longest] - beyond, LEAST)
     shown = [[_cut(text, wide) for text in column] for column, wide in zip(columns, widths, strict=True)]
     names = [_cut(name, wide) for name, wide in zip(schema.names, widths, strict=True)]
-    Lines(names, right).write(list(zip(*shown, strict=True)))
+    lines = Lines(names, right)
+    if _colours():
+        lines.marks = "\x1b[4m", "\x1b[0m"
+    lines.write(list(zip(*shown, strict=True)))
 
 
 def _cut(text: str, wide: int) -> str:

@@ -136,6 +136,7 @@ class Lines:
     def __init__(self, names: Sequence[str], right: Sequence[bool]) -> None:
         self._names, self._right = [printable(each) for each in names], list(right)
         self.least = [0] * len(self._names)
+        self.marks = "", ""  # what the line of the names begins and ends with
         self.widths: list[int] | None = None
 
     def write(self, lines: Sequence[Sequence[str]]) -> None:
@@ -143,7 +144,8 @@ class Lines:
         if self.widths is None:
             widths = [max(map(width, column)) for column in zip(self._names, *lines, strict=True)]
             self.widths = [max(pair) for pair in zip(widths, self.least, strict=True)]
-            lines = [self._names, *lines]
+            begin, end = self.marks
+            write(f"{begin}{self._line(self._names)}{end}\n".encode(errors="replace"))
         write("".join(self._line(each) + "\n" for each in lines).encode(errors="replace"))
 
     def _line(self, line: Sequence[str]) -> str:
