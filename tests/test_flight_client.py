@@ -243,9 +243,12 @@ def test_another_hash_is_refused_before_it_finds_nothing(here: Any, monkeypatch:
 def test_a_closed_reader_says_so(workers: list[Worker]) -> None:
     reader = connect(workers[0].location)
     reader.lookup("subtotals", (None, "a"))
+    routing = reader._routing
     reader.close()
     with pytest.raises(InvalidFlow, match="closed"):
         reader.lookup("subtotals", (None, "a"))
+    with pytest.raises(InvalidFlow, match="closed"):  # another thread was about to look where partitions are
+        routing.refresh(routing.current())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")

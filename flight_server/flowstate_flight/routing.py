@@ -104,9 +104,11 @@ class Routing:
         timeout = self._timeout if known is None else min(self._timeout, REFRESH)
         if hosts or self._addresses:
             hash_probe()  # loads kernels, once: before the time for an answer runs, and not in it
-        asked = {
-            self._threads.submit(self._fetch, each, timeout): each for each in dict.fromkeys([*self._addresses, *hosts])
-        }
+        places = dict.fromkeys([*self._addresses, *hosts])
+        try:
+            asked = {self._threads.submit(self._fetch, each, timeout): each for each in places}
+        except RuntimeError as error:  # by another thread, just now
+            raise InvalidFlow("this reader is closed; connect again") from error
         try:
             until, answered = self._clock.monotonic() + timeout + 0.1, False
             while asked:
