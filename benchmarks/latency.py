@@ -59,9 +59,10 @@ def produce(bootstrap: str, topic: str, rate: int, linger: float, sent: Any, sen
                 producer.produce(topic, texts[each % len(texts)], partition=each % SPLITS)
         number = max(number, due)
         if now >= begun + EVERY * probe and probe < MOST:
-            sent[probe] = time.monotonic()
-            producer.produce(topic, PROBE % (probe, BEGIN), partition=probe % SPLITS)
-            probe += 1
+            sent[probe] = sent[probe] or time.monotonic()
+            with contextlib.suppress(BufferError):  # tried again in the next round; its time runs from the first
+                producer.produce(topic, PROBE % (probe, BEGIN), partition=probe % SPLITS)
+                probe += 1
         producer.poll(0)
         sendings.value = number
         time.sleep(max(0.0, min(begun + (number + 1) / rate, begun + EVERY * probe) - time.monotonic(), 0.0005))
