@@ -144,3 +144,9 @@ def test_importing_the_library_starts_nothing_and_is_no_cluster() -> None:
     script = "import sys, threading, flowstate; print(threading.active_count(), 'distributed' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.split() == ["1", "False"]
+
+
+def test_the_command_says_its_version() -> None:
+    command = Path(sys.executable).parent / "flowstate"
+    said = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said == f"flowstate {metadata.version('flowstate')}\n"

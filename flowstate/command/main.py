@@ -19,8 +19,20 @@ app = typer.Typer(
 )
 
 
+def tell_version(wanted: bool) -> None:
+    if wanted:
+        from flowstate import __version__
+
+        print(f"flowstate {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def about() -> None:
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Which flowstate this is.")
+    ] = False,
+) -> None:
     """Keyed totals that are live, exact, and queryable while events stream in."""
 
 
