@@ -54,7 +54,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 #: two that `make test` starts, while the other computes.
 PROCESSES = (
     "test_client_",
-    "test_command_",
     "test_dashboard",
     "test_demo",
     "test_gateway",

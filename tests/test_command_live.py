@@ -96,6 +96,13 @@ def cancel_until_told(prompt: AtTerminal, after: int) -> None:
     prompt.presses("\x03")
     prompt.sees("cancelled after", after=after)
 
+    def asks_again() -> bool:
+        """Until then the terminal takes Ctrl-D by itself, as an end of what was typed."""
+        prompt.sees("cancelled after", after=after)
+        return "asked>" in prompt.text(after).rpartition("cancelled after")[2]
+
+    until(asks_again, 60)
+
 
 def test_what_was_saved_is_shown_compared_and_queried(job: AskedProcess, tmp_path: Path) -> None:
     numbers = [json.loads(line)["snapshot"] for line in ask("snapshots", job.snapshots, "--json").out.splitlines()]

@@ -196,6 +196,23 @@ def test_the_end_finishes_what_is_open_before_all_is_published() -> None:
     assert not committing.end_saved  # a split was found after all
 
 
+def test_an_end_is_not_told_while_a_save_that_failed_may_have_landed() -> None:
+    """What is saved before the first table comes knows no split, and says that nothing has ended."""
+    committing = machine()
+    commit(committing, start(committing, 100.0, ended=True))
+    assert committing.end_saved
+    committing._shares = False  # as after a restart: everything is written once more
+    work = start(committing, 100.0)
+    assert work is not None
+    assert not work.ended
+    committing.failed(work, "its answer was lost", 100.0)
+    assert not committing.end_saved
+    assert committing.due(True, 100.0 + AGAIN)
+    committing._shares = True
+    commit(committing, start(committing, 100.0 + AGAIN, ended=True))
+    assert committing.end_saved
+
+
 def test_a_stalled_sink_is_tried_again_though_nothing_changes() -> None:
     committing = machine()
     commit(committing, start(committing, 100.0), s0="a total does not fit")

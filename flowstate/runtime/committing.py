@@ -81,6 +81,7 @@ class Committing:
         self.numbers = 0
         self.rejected: Counter[int] = Counter()  # sink -> rows that the other side refused for good
         self._shares = False
+        self._unsure = False  # whether `manifest` is the newest: a save that failed may have landed all the same
         self._wanted = now + 2 * every  # by itself only when no saved cut came for twice the interval
         self._again = now
         self._stalled: Mapping[int, str] = {}
@@ -109,7 +110,8 @@ class Committing:
     def end_saved(self) -> bool:
         """The newest manifest says that everything has ended and left. It may have said so of an end before the last split joined."""
         state = self.manifest.state
-        return self.manifest.ended and state is not None and state.marks == self.contents.marks.dump()
+        ended = self.manifest.ended and not self._unsure
+        return ended and state is not None and state.marks == self.contents.marks.dump()
 
     def begin(
         self, frozen: Frozen, *, ended: bool, cut: int | None, now: float, wall: float | None = None
@@ -124,6 +126,7 @@ class Committing:
         opened = tuple(each for each in self.manifest.staged if each.open)
         changed = not (
             self._shares
+            and not self._unsure
             and state is not None
             and state.marks == frozen.marks.dump()
             and len(unpublished) + len(opened) == len(self.manifest.staged)
@@ -166,12 +169,13 @@ class Committing:
         self._stalled = saved.stalled
         if work.ended and not saved.stalled:
             self._finished = work.frozen.marks.position
-        self.manifest, self._shares = saved.manifest, True
+        self.manifest, self._shares, self._unsure = saved.manifest, True, False
         self._published &= set(saved.manifest.staged)
 
     def failed(self, work: SaveWork, reason: str, now: float) -> None:
         """Nothing is lost: what was to be handed over waits, and the next save tries again."""
         self._over(work)
+        self._unsure = True
         self.contents.settle_failed()
         work.frozen.release()
         self.problems["snapshot"] = reason
