@@ -35,7 +35,9 @@ def kill(client: Client, name: object) -> float:
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    for name in WORKER_ENVIRONMENT:  # Dask leaves what it gives its workers in the process that starts them, and prefers what is there
+    for name in (
+        WORKER_ENVIRONMENT
+    ):  # Dask leaves what it gives its workers in the process that starts them, and prefers what is there
         monkeypatch.delenv(name, raising=False)
     with ExitStack() as stack:
         yield own_cluster(stack)
