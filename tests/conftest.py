@@ -127,6 +127,13 @@ def client() -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="module", name="browser")
+def one_browser() -> Iterator[browser.Browser]:
+    """Which the tests of a file share."""
+    with browser.opened() as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Guarded]:
     """A service that lets some in, which the tests of a file share."""

@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from browser import Browser, Page, opened
+from browser import Browser, Page
 from distributed import Client
 from waiting import until as until_within
 
@@ -181,12 +180,6 @@ def test_that_the_job_is_down_comes_first() -> None:
 
 
 # in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with opened() as found:
-        yield found
 
 
 def rows(path: Path, count: int, since: int = 0) -> None:

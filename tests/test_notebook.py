@@ -14,7 +14,7 @@ import altair
 import nbformat
 import pyarrow as pa
 import pytest
-from browser import opened
+from browser import Browser
 from nbclient import NotebookClient
 
 import flowstate as fs
@@ -153,7 +153,7 @@ def test_a_notebook(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-def test_what_it_shows_is_looked_at(tmp_path: Path) -> None:
+def test_what_it_shows_is_looked_at(browser: Browser, tmp_path: Path) -> None:
     at = [datetime.datetime(2026, month, 1, tzinfo=datetime.UTC) for month in (1, 2, 3)]
     data = answered(
         pa.table({"customer": ["anna", EVIL, "ben"], "month": at, "total": [Decimal("12.50"), None, Decimal("80.00")]})
@@ -164,12 +164,9 @@ def test_what_it_shows_is_looked_at(tmp_path: Path) -> None:
     page.write_text(
         f"<!doctype html><meta charset=utf-8><meta name=color-scheme content='light dark'>{flow._repr_html_()}{html.rows(data, 100.0)}"
     )
-    with opened() as browser:
-        for dark in (False, True):
-            shown = browser.open(page.as_uri(), width=900, height=500, dark=dark)
-            text = shown.shows("3 rows")
-            assert EVIL in text
-            shown.picture(
-                Path(os.environ.get("FLOWSTATE_PICTURES", tmp_path)) / f"notebook{'-dark' if dark else ''}.png"
-            )
-        assert browser.complaints == []
+    for dark in (False, True):
+        shown = browser.open(page.as_uri(), width=900, height=500, dark=dark)
+        text = shown.shows("3 rows")
+        assert EVIL in text
+        shown.picture(Path(os.environ.get("FLOWSTATE_PICTURES", tmp_path)) / f"notebook{'-dark' if dark else ''}.png")
+    assert browser.complaints == []

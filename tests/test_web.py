@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, Page, opened
+from browser import Browser, Page
 from distributed import Client
 from waiting import until
 
@@ -36,12 +36,6 @@ def demo() -> Iterator[Any]:
         yield importlib.import_module("demo_web")
     finally:
         sys.path.remove(str(EXAMPLES))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with opened() as found:
-        yield found
 
 
 def begin(client: Client, demo: Any, folder: Path) -> fs.Job:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
 from flowstate.clock import SystemClock
-from flowstate.plan.position import FOREVER, NEVER
-from flowstate.view.html import cut, table
+from flowstate.plan.position import NEVER
+from flowstate.view.html import cut, moment, table
 
 
 def job_html(name: str, status: Mapping[str, Any]) -> str:
@@ -42,12 +41,8 @@ def _number(part: tuple[str, Any]) -> int:
 
 def _partition(number: str, part: Mapping[str, Any], now: float) -> tuple[Any, ...]:
     report = part.get("report") or {}
-    watermark, snapshot = report.get("watermark", NEVER), report.get("snapshot") or {}
-    when = (
-        ""
-        if not NEVER < watermark < FOREVER
-        else f"{datetime.datetime.fromtimestamp(watermark / 1e6, datetime.UTC):%Y-%m-%d %H:%M:%S}Z"
-    )
+    snapshot = report.get("snapshot") or {}
+    when = moment(report.get("watermark", NEVER))
     saved = f"{max(0.0, now - snapshot['at']):,.1f} s ago" if snapshot.get("at") else ""
     keys = sum((report.get("keys") or {}).values())
     return int(number), part["state"], part.get("epoch", ""), f"{report.get('rows', 0):,}", f"{keys:,}", when, saved

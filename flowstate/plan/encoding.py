@@ -88,6 +88,18 @@ def load_part(address, size, end):
 
 
 @inlined
+def copy_text(target, source, size, end):
+    """`size` bytes to `target` by words, the last filled up with zeros, reading nothing at or past `end`."""
+    while size >= 8:
+        store(target, load(source))
+        target += U(8)
+        source += U(8)
+        size -= 8
+    if size > 0:
+        store(target, load_part(source, size, end))
+
+
+@inlined
 def float_word(bits):
     """-0.0 is 0.0, and every NaN is one NaN."""
     value = as_float(bits)
@@ -220,14 +232,8 @@ def _encode_text(columns, first, last, starts, scratch, hashed, seed, key, hashe
                 break
             store(at, U(size) << U(32))
             at += U(8)
-            while size >= 8:
-                store(at, load(source))
-                at += U(8)
-                source += U(8)
-                size -= 8
-            if size > 0:
-                store(at, load_part(source, size, end))
-                at += U(8)
+            copy_text(at, source, size, end)
+            at += (U(size) + U(7)) & ~U(7)
         starts[index] = np.int64((record - base) >> U(3))
         if not hashed:
             hashes[index] = hash_words(record, np.int64((at - record) >> U(3)), seed, key)

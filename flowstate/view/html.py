@@ -47,6 +47,13 @@ def cut(text: str) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
+def moment(watermark: int) -> str:
+    """Microseconds as people write a time; nothing for none."""
+    if not NEVER < watermark < FOREVER:
+        return ""
+    return f"{datetime.datetime.fromtimestamp(watermark / 1e6, datetime.UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
 def rows(data: pa.Table, now: float, more: bool = False) -> str:
     """The first rows of `data`, with what their schema says of the answer. `more`: there are others than these. `now` is Unix time."""
     shown = data.slice(0, MOST_ROWS)
@@ -70,9 +77,8 @@ def said(answer: Answer, now: float) -> list[str]:
     age = max(0.0, now - answer.as_of)
     origin = "live" if answer.live else f"<b>from what was saved</b>, {age:,.1f} s old"
     pieces = [origin + (", at one position" if answer.consistent else "")]
-    if NEVER < answer.watermark < FOREVER:
-        watermark = datetime.datetime.fromtimestamp(answer.watermark / 1e6, datetime.UTC)
-        pieces.append(f"watermark {watermark:%Y-%m-%d %H:%M:%S}Z")
+    if watermark := moment(answer.watermark):
+        pieces.append(f"watermark {watermark}")
     offsets: dict[str, int] = {}
     for part in answer.parts:
         for split, place in part.position.items():

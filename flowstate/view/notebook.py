@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -54,8 +55,6 @@ def watch(drawn: Callable[[], str], every: float, seconds: float | None) -> None
                 last = drawn()
                 shown.update(Html(last))
             except Unavailable as error:
-                from html import escape
-
                 shown.update(Html(f"{last}<p><b>away:</b> {escape(error.message)}</p>"))
     except KeyboardInterrupt:
         pass  # that is how one stops watching

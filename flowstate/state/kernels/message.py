@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowstate.plan.encoding import BYTES, END, FIRST, KIND, OFFSETS, VALIDITY, VALUES, load_part
+from flowstate.plan.encoding import BYTES, END, FIRST, KIND, OFFSETS, VALIDITY, VALUES, copy_text
 from flowstate.plan.kernel import kernel
 from flowstate.plan.memory import load, load_byte, load_half, prefetch, store, store_byte
 
@@ -147,15 +147,9 @@ def _text(columns, source, places, rows, offsets, target):
             store(offsets + U(4 * (index - 1)), half | (written << U(32)))
         at = begins + U(places[index]) * U(4)
         begin = load_half(at)
-        size, value = load_half(at + U(4)) - begin, values + U(begin)
-        while size >= 8:
-            store(to, load(value))
-            to += U(8)
-            value += U(8)
-            size -= 8
-        if size > 0:
-            store(to, load_part(value, size, end))
-            to += U(size)
+        size = load_half(at + U(4)) - begin
+        copy_text(to, values + U(begin), size, end)
+        to += U(size)
     written = to - U(target)
     if rows & 1 == 0:
         for byte in range(4):
