@@ -10,13 +10,14 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from flowstate.api.output import Flow, Output, Rows, place
 from flowstate.errors import InvalidFlow
+from flowstate.plan.dialect import Dialect
 from flowstate.plan.evaluate import Explode, Filter, MapBatches, Select
 from flowstate.plan.expr import to_expr
 from flowstate.plan.nodes import Changes, Final, Grouped, Late, Node, Scan, Transform, grouped, named_expressions
@@ -231,6 +232,10 @@ def scan_files(
     compression: str | None = "infer",
     max_line_bytes: int = 1 << 20,
     header: bool = True,
+    delimiter: str | None = None,
+    decimal_point: str | None = None,
+    time_format: str | Sequence[str] | None = None,
+    encoding: str | None = None,
     identity: Literal["content", "path"] = "content",
     name: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -239,7 +244,9 @@ def scan_files(
 
     `format` is guessed from the name if it is not given. With `follow` files may still grow and new ones appear, and the source
     ends only when the job is drained. `compression` is None, "infer" (from the name) or its name. A longer line than
-    `max_line_bytes` is a dead letter. `header` says whether CSV files begin with the names of their columns. A file is known by its
+    `max_line_bytes` is a dead letter. `header` says whether CSV files begin with the names of their columns. Where CSV has other signs
+    than commas and points, times that are not ISO 8601 or text that is not UTF-8: ``delimiter=";", decimal_point=",",
+    time_format="%d.%m.%Y %H:%M", encoding="cp1252"`` (`time_format` as for strptime, one or several). A file is known by its
     first bytes, so that a renamed one is not read twice, or by its path (`identity`). `name` is what the job calls the source: it is
     part of what a file is known by.
     """
@@ -249,12 +256,17 @@ def scan_files(
         raise InvalidFlow(
             "scan_files needs schema=pa.schema({'name': pa.string(), ...}), also for this format", format=chosen
         )
+    told = {"delimiter": delimiter, "decimal_point": decimal_point, "time_format": time_format, "encoding": encoding}
+    told = {what: each for what, each in told.items() if each is not None}
+    if told and chosen != "csv":
+        raise InvalidFlow(f"{', '.join(told)}: only CSV files are told this; leave it out", format=chosen)
+    Dialect.of(told)
     if not isinstance(max_line_bytes, int) or max_line_bytes < 1:
         raise InvalidFlow("max_line_bytes is a whole number of at least 1", max_line_bytes=max_line_bytes)
     options = {
         "url": url, "format": chosen, "follow": bool(follow), "compression": compression, "max_line_bytes": max_line_bytes,
         "storage_options": dict(storage_options or {}), "header": header, "identity": _one_of("identity", identity, IDENTITIES),
-        "name": name or _name_of(url),
+        "name": name or _name_of(url), **told,
     }  # fmt: skip
     return _scan("files", name or _name_of(url), schema, event_time, lateness, None, options)
 

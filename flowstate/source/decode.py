@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from flowstate.errors import InvalidFlow
+from flowstate.plan.dialect import Dialect
 from flowstate.plan.spec import ScanSpec
 from flowstate.source.arrow_rows import ArrowRows
 from flowstate.source.csv_rows import CsvRows
@@ -243,5 +244,5 @@ def _readers(
     if form == "json":
         return JsonRows(spec.schema), JsonBlock(spec.schema), JsonGuess(spec.schema)
     if form == "csv":
-        return CsvRows(spec.schema, header), None, None
+        return CsvRows(spec.schema, header, Dialect.of(spec.options)), None, None
     raise InvalidFlow("unknown format; there is 'json', 'csv' and 'arrow'", source=spec.name, format=form)

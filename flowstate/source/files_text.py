@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from flowstate.errors import CorruptData
+from flowstate.plan.dialect import Dialect
 from flowstate.plan.spec import ScanSpec
 from flowstate.source.base import Rows, SplitInfo
-from flowstate.source.csv_rows import decoded, split_line
+from flowstate.source.csv_rows import header_names
 from flowstate.source.decode import Decoder
 from flowstate.source.files_content import SplitContent
 from flowstate.source.records import RAW_BYTES, Records, Refused, dead_letters, no_rows
@@ -208,13 +209,9 @@ class TextLog:
             if line:
                 break
         try:
-            names = [each or "" for each in split_line(decoded(line))]
+            names = header_names(line, self._spec.schema, Dialect.of(self._spec.options))
         except Unreadable as reason:
-            raise CorruptData(
-                f"the header cannot be read: {reason}; correct the file, or pass header=False if it has none",
-                source=self._spec.name,
-                file=self._info.label,
-            ) from None
+            raise CorruptData(str(reason), source=self._spec.name, file=self._info.label) from None
         self._decoder = Decoder(self._spec, self._form, header=names)
         if self.position < at:
             self._base, self._drop = at, False
