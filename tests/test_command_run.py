@@ -240,6 +240,13 @@ def test_how_far_a_job_is_that_comes_up_and_catches_up() -> None:
     coming = restoring(status(0, "live", "starting"))
     assert coming is not None
     assert " 50 % 1 of 2 partitions; 1 is starting" in coming
+    first = status(0, "starting", "starting")
+    for number, each in enumerate(first["partitions"].values()):
+        each.update(epoch=1, report={"state": "loading"})
+        coming = restoring(first)
+        assert coming is not None
+        assert "compiling kernels" in coming[:79], "to be read in 80 columns"
+        assert ("0, 1 are compiling" in coming) == (number == 1)
     course = CatchingUp()
     assert course.told(status(1000, "live"), 0.0) is None, "nobody knows yet how long it takes"
     shown = [course.told(status(1000 - 10 * second, "live"), float(second)) for second in range(1, 100)]

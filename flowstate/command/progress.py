@@ -13,8 +13,8 @@ from flowstate.clock import Clock
 
 #: Seconds of work from which a catching up is shown, and until which it goes on being shown.
 WORTH, DONE = 3.0, 1.0
-#: Signs of a bar.
-BAR = 24
+#: Signs of a bar: what comes behind it is still to be read in a narrow terminal.
+BAR = 16
 
 
 class Progress:
@@ -72,15 +72,20 @@ def restoring(status: Mapping[str, Any]) -> str | None:
     there = sum(each["state"] in ("live", "ended") for each in parts.values())
     if status.get("state") != "running" or there == len(parts):
         return None
+    alike: dict[str, list[str]] = {}
+    for number, each in parts.items():
+        if each["state"] not in ("live", "ended"):
+            alike.setdefault(_doing(each), []).append(str(number))
     missing = [
-        f"{number} is {_doing(each)}" for number, each in parts.items() if each["state"] not in ("live", "ended")
+        f"{', '.join(numbers[:4])} {'is' if len(numbers) == 1 else 'are'} {doing}" for doing, numbers in alike.items()
     ]
-    return f"coming up {bar(there / len(parts))} {there} of {len(parts)} partitions; {', '.join(missing[:4])}"
+    return f"coming up {bar(there / len(parts))} {there} of {len(parts)} partitions; {'; '.join(missing)}"
 
 
 def _doing(member: Mapping[str, Any]) -> str:
-    loads = member["state"] == "starting" and (member.get("report") or {}).get("state") == "loading"
-    return "loading what it saved" if loads else str(member["state"])
+    if member["state"] != "starting" or (member.get("report") or {}).get("state") != "loading":
+        return str(member["state"])
+    return "loading what it saved" if member.get("epoch", 0) > 1 else "compiling kernels, if this machine has none yet"
 
 
 class CatchingUp:
