@@ -1,16 +1,16 @@
 """From an event that is produced to Kafka until a lookup shows it: p50 and p99 in milliseconds, at several rates.
 
-    python -m benchmarks.latency [--rates 1000 50000 500000] [--seconds 5] [--linger 1]
+    python -m benchmarks.latency [--rates 1000 50000 500000] [--seconds 5] [--linger 1] [--pin]
 
 A producer in a process of its own sends events of about 80 bytes at a steady rate, to a topic of two partitions on a real broker, and among
-them every 20 ms one for a customer that there was none of. How long it takes from before `produce` is called is measured in two ways, one
-after the other, on the same topic at the same rate: until a lookup of that customer answers with its row (it is asked for again half a
-millisecond after an answer that did not have it), and until a plain `confluent_kafka.Consumer` with the same settings has the message. The
-second is the part of the producer (`linger.ms`, its threads), the broker and librdkafka; the difference is ours: decode, apply, and the
-lookup itself.
+them every 20 ms one for a customer that there was none of. How long it takes from before `produce` is called is measured until a lookup of
+that customer answers with its row (it is asked for again a millisecond after an answer that did not have it), and for the same events
+until the broker acknowledged them, which is the part of the producer (`linger.ms`, its threads) and of the broker; the difference is ours:
+fetch, decode, apply, and the lookup itself. Afterwards, on the same topic at the same rate, until a plain `confluent_kafka.Consumer` with
+the same settings has the message.
 
-The job's worker, and the plain consumer, are pinned to core 0; broker, producer and client share core 1, which at the highest rate is more
-than it can do: what then waits, waits before the broker.
+Nothing is pinned (`--pin`: the job's worker and the plain consumer to core 0, all else to core 1, which broker, producer and client then
+fill at 20,000 events/s and more: what waits then, waits before the broker, and the acknowledgements say so).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import os
 import tempfile
@@ -38,15 +39,20 @@ from flowstate.api.own_cluster import DASK_SETTINGS
 from flowstate.testing.servers.kafka import KafkaBroker
 
 EVERY = 0.02
-PAUSE = 0.0005
+PAUSE = 0.001
 PATIENCE = 60.0
 MOST = 100_000  # probes
 PROBE = b'{"customer":"probe-%d","kind":"api","amount":1.00,"at":%d}'
 
 
-def produce(bootstrap: str, topic: str, rate: int, linger: float, sent: Any, sendings: Any, stop: Any) -> None:
-    """`sent[n]`: when probe n was produced; `sendings` counts events."""
-    os.sched_setaffinity(0, {1})
+def produce(
+    bootstrap: str, topic: str, rate: int, linger: float, sent: Any, acknowledged: Any, sendings: Any, stop: Any
+) -> None:
+    """`sent[n]`: when probe n was produced, `acknowledged[n]` when the broker had it; `sendings` counts events."""
+
+    def delivered(probe: int, error: Any, _: Any) -> None:
+        acknowledged[probe] = time.monotonic() if error is None else float("nan")
+
     texts = [text for piece in events(100_000) for text in json_texts(piece)]
     config = {"bootstrap.servers": bootstrap, "linger.ms": linger, "queue.buffering.max.messages": 1_000_000}
     producer = Producer(config)
@@ -61,7 +67,12 @@ def produce(bootstrap: str, topic: str, rate: int, linger: float, sent: Any, sen
         if now >= begun + EVERY * probe and probe < MOST:
             sent[probe] = sent[probe] or time.monotonic()
             with contextlib.suppress(BufferError):  # tried again in the next round; its time runs from the first
-                producer.produce(topic, PROBE % (probe, BEGIN), partition=probe % SPLITS)
+                producer.produce(
+                    topic,
+                    PROBE % (probe, BEGIN),
+                    partition=probe % SPLITS,
+                    on_delivery=functools.partial(delivered, probe),
+                )
                 probe += 1
         producer.poll(0)
         sendings.value = number
@@ -69,23 +80,24 @@ def produce(bootstrap: str, topic: str, rate: int, linger: float, sent: Any, sen
     producer.flush(10)
 
 
-def visible(job: Any, sent: Any, seconds: float) -> list[float]:
+def visible(job: Any, sent: Any, seconds: float) -> dict[int, float]:
     """Milliseconds from each probe until a lookup showed it."""
-    view, found = job["subtotals"], list[float]()
+    view, found = job["subtotals"], dict[int, float]()
     probe = newest(sent) + 1
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if view.lookup([f"probe-{probe}"]).num_rows:
-            found.append((time.monotonic() - sent[probe]) * 1e3)
+            found[probe] = (time.monotonic() - sent[probe]) * 1e3
             probe += 1
         else:
             time.sleep(PAUSE)
     return found
 
 
-def consumed(bootstrap: str, topic: str, sent: Any, seconds: float, out: Any) -> None:
+def consumed(bootstrap: str, topic: str, sent: Any, seconds: float, pinned: bool, out: Any) -> None:
     """The same for a plain consumer; a process."""
-    os.sched_setaffinity(0, {0})
+    if pinned:
+        os.sched_setaffinity(0, {0})
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "plain", "enable.auto.commit": False})
     ends = [consumer.get_watermark_offsets(TopicPartition(topic, each), timeout=10)[1] for each in range(SPLITS)]
     consumer.assign([TopicPartition(topic, each, end) for each, end in enumerate(ends)])
@@ -112,9 +124,10 @@ def newest(sent: Any) -> int:
 def run(options: argparse.Namespace, broker: KafkaBroker, client: Client, rate: int) -> None:
     spawn = multiprocessing.get_context("spawn")
     topic, stop, out = f"events-{rate}", spawn.Event(), spawn.Queue()
-    sent, sendings = spawn.RawArray(ctypes.c_double, MOST), spawn.Value("q", 0)
+    sent, acknowledged = (spawn.RawArray(ctypes.c_double, MOST) for _ in range(2))
+    sendings = spawn.Value("q", 0)
     broker.create_topic(topic, SPLITS)
-    arguments = (broker.bootstrap, topic, rate, options.linger, sent, sendings, stop)
+    arguments = (broker.bootstrap, topic, rate, options.linger, sent, acknowledged, sendings, stop)
     producer = spawn.Process(target=produce, args=arguments, daemon=True)
     stream = fs.scan_kafka(topic, bootstrap=broker.bootstrap, schema=SCHEMA, event_time="at", lateness="400d")
     grouped = stream.group_by("customer", month=fs.window("at", every="1mo", grace="3d"))
@@ -130,22 +143,26 @@ def run(options: argparse.Namespace, broker: KafkaBroker, client: Client, rate: 
             before, begun = sendings.value, time.monotonic()
             ours = visible(job, sent, options.seconds)
             reached = (sendings.value - before) / (time.monotonic() - begun)
-        plain = spawn.Process(target=consumed, args=(broker.bootstrap, topic, sent, options.seconds, out), daemon=True)
+        watched = (broker.bootstrap, topic, sent, options.seconds, options.pin, out)
+        plain = spawn.Process(target=consumed, args=watched, daemon=True)
         plain.start()
         theirs = out.get(timeout=options.seconds + 60)
         stop.set()
         producer.join(30)
-    mine, other = (np.percentile(each, [50, 99]) for each in (ours, theirs))
-    print(
-        f"{rate:9,} events/s asked, {reached:9,.0f} sent   until a lookup shows it: p50 {mine[0]:7.2f} p99 {mine[1]:7.2f} ms ({len(ours)})"
-        f"   until a plain consumer has it: p50 {other[0]:7.2f} p99 {other[1]:7.2f} ms ({len(theirs)})",
-        flush=True,
-    )
-    settings = {"rate": rate, "linger_ms": options.linger}
-    goal = "at most 10" if rate == 50_000 else None
-    for measure, figures in (("until a lookup shows it", mine), ("until a plain consumer has it", other)):
-        record("latency", f"{measure}, p50", figures[0], "ms", **settings)
-        record("latency", f"{measure}, p99", figures[1], "ms", goal=goal if figures is mine else None, **settings)
+    times = {
+        "until a lookup shows it": list(ours.values()),
+        "until the broker acknowledged it": [(acknowledged[each] - sent[each]) * 1e3 for each in ours],
+        "from acknowledged to shown": [took - (acknowledged[each] - sent[each]) * 1e3 for each, took in ours.items()],
+        "until a plain consumer has it, afterwards": theirs,
+    }
+    print(f"{rate:9,} events/s asked, {reached:9,.0f} sent", flush=True)
+    for measure, each in times.items():
+        median, late = np.percentile(each, [50, 99])
+        print(f"    {measure:42} p50 {median:8.2f}   p99 {late:8.2f} ms   ({len(each)})", flush=True)
+        settings = {"rate": rate, "linger_ms": options.linger, "pinned": options.pin}
+        goal = "at most 10" if rate == 50_000 and each is times["until a lookup shows it"] else None
+        record("latency", f"{measure}, p50", median, "ms", **settings)
+        record("latency", f"{measure}, p99", late, "ms", goal=goal, **settings)
 
 
 def main() -> None:
@@ -153,8 +170,10 @@ def main() -> None:
     parser.add_argument("--rates", type=int, nargs="+", default=[1_000, 50_000, 500_000])
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--linger", type=float, default=1, help="the producer's linger.ms")
+    parser.add_argument("--pin", action="store_true")
     options = parser.parse_args()
-    os.sched_setaffinity(0, {1})
+    if options.pin:
+        os.sched_setaffinity(0, {1})
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stack.enter_context(dask_config.set(DASK_SETTINGS))
         broker = KafkaBroker(Path(folder) / "kafka")
@@ -163,8 +182,9 @@ def main() -> None:
         broker.start()
         settings: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
         client = stack.enter_context(Client(stack.enter_context(LocalCluster(n_workers=1, **settings))))
-        for worker in client.run(os.getpid).values():
-            pin(worker, 0)
+        if options.pin:
+            for worker in client.run(os.getpid).values():
+                pin(worker, 0)
         print(f"linger.ms {options.linger:g}, load {os.getloadavg()[0]:.1f}", flush=True)
         for rate in options.rates:
             run(options, broker, client, rate)

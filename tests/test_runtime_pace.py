@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowstate.runtime.pace import BLOCK, LEAST_ROWS, Pace
+from flowstate.runtime.pace import BLOCK, LEAST_ROWS, Looks, Pace
 
 MOST = 16384
 
@@ -76,3 +76,26 @@ def test_a_stall_of_the_machine_costs_little() -> None:
     pace.applied(pace.rows, 5.0)
     assert pace.rows == 1
     assert steps(pace, model, 20)[-1][0] == pytest.approx(usual, rel=0.1)
+
+
+@pytest.mark.parametrize("rate", [500, 20_000, 50_000, 400_000, 2_000_000])
+def test_rows_that_trickle_take_half_of_a_core_and_wait_for_few_rounds(rate: int) -> None:
+    """A round takes 1.5 ms of the thread and 0.3 us a row."""
+    once = 1.5e-3
+    looks, now, spent, waiting_since, rounds = Looks(), 0.0, 0.0, 0.0, []
+    while now < 2.0:
+        if rest := looks.rest(now, spent):
+            now += rest
+            assert not looks.rest(now, spent)
+        rows = int(rate * now) - int(rate * waiting_since)
+        cost = once + rows * 3e-7 if rows else 2e-5
+        looks.looked(rows, spent)
+        rounds.append((rows, now + cost - waiting_since))
+        waiting_since, now, spent = now, now + cost, spent + cost
+    busy = spent / now
+    longest = max(took for rows, took in rounds if rows)
+    if rate <= 400_000:
+        assert busy <= 0.55
+        assert longest <= 3.2 * (once + LEAST_ROWS * 3e-7)
+    else:
+        assert busy > 0.95  # many rows at once: no rest

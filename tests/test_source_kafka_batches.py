@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,10 +26,11 @@ from flowstate.plan.position import NEVER
 from flowstate.plan.spec import ScanSpec
 from flowstate.source import kafka_batches, kafka_library, make_source
 from flowstate.source.kafka import KafkaReader, KafkaSource
-from flowstate.source.kafka_batches import BatchFetcher
+from flowstate.source.kafka_batches import BatchFetcher, by_partition
 from flowstate.source.kafka_client import Outages, open_consumer
 from flowstate.source.kafka_fetch import Fetcher, MessageFetcher, Messages, Surprise, Told, Waiting, joined, places
 from flowstate.source.kafka_library import Unfit
+from flowstate.source.kernels import messages as kernel
 
 WAYS: dict[str, Callable[[Consumer, str], Fetcher]] = {
     "one by one": lambda consumer, topic: MessageFetcher(consumer),
@@ -541,3 +542,20 @@ def test_waiting_messages_are_taken_as_from_a_list(data: st.DataObject) -> None:
             assert records.offsets.tolist() == [each.offset for each in kept]
             assert [records.at(row) for row in range(len(records))] == [each.offset * 3 for each in kept]
     assert len(waiting) == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-1, 3), st.sampled_from([0, 0, 0, KafkaError._PARTITION_EOF, KafkaError._TRANSPORT])),
+        min_size=1,
+    )
+)
+def test_what_comes_of_several_partitions_at_once_is_ordered_by_partition(came: list[tuple[int, int]]) -> None:
+    found = np.zeros((kernel.FIELDS, len(came)), np.int64)
+    found[kernel.PARTITION], found[kernel.ERROR] = zip(*came, strict=True)
+    order = by_partition(found).tolist()
+    expected = []
+    for partition in sorted({each for each, _ in came}):
+        places = [place for place, (of, _) in enumerate(came) if of == partition]
+        expected += [each for each in places if came[each][1] != KafkaError._PARTITION_EOF or each == places[-1]]
+    assert order == expected

@@ -17,6 +17,27 @@ def pause(silence: float) -> float:
     return min(LONGEST, max(SHORTEST, PART * silence))
 
 
+class Looks:
+    """When a pump looks for rows again. What a few rows cost is hardly less than what many do, and rows that come all the time are always
+    few to who looks all the time; so who found few rests as long as reading, sending and applying them took the thread: at most half of
+    a core goes to rows that trickle, the other half to readers, and a row waits for three such rounds at most."""
+
+    def __init__(self) -> None:
+        self._rows, self._begun, self._next = 0, 0.0, 0.0
+        self._fresh = False  # a look whose cost was not asked for yet
+
+    def rest(self, now: float, spent: float) -> float:
+        """Seconds until the next look is due, none if it is. `spent`: processor seconds of the thread so far."""
+        if self._fresh:
+            self._fresh = False
+            self._next = now + min(spent - self._begun, SHORTEST) if 0 < self._rows < LEAST_ROWS else now
+        return max(0.0, self._next - now)
+
+    def looked(self, rows: int, begun: float) -> None:
+        """`rows` were found by a look that began at `begun`, in processor seconds of the thread."""
+        self._rows, self._begun, self._fresh = rows, begun, True
+
+
 class Pace:
     """Blocks of as many rows as take about `BLOCK` seconds to apply, to as many tables as there are; small ones after a freeze, which grow
     as fast as the copying that they cause stays within that time, however many chunks there are and whatever a copy costs."""

@@ -41,7 +41,7 @@ from flowstate.runtime.instructions import (
 from flowstate.runtime.intake import Intake
 from flowstate.runtime.job_spec import JobSpec
 from flowstate.runtime.link import Port
-from flowstate.runtime.pace import Pace, pause
+from flowstate.runtime.pace import Looks, Pace, pause
 from flowstate.runtime.partition import Partition, Patience
 from flowstate.runtime.prepare import Preparer
 from flowstate.runtime.saving import Saver
@@ -108,7 +108,7 @@ class Pump:
         self._outgoing: dict[StreamId, Port] = {}  # streams that this reader writes
         self._slowed = False
         self._ask_end: dict[str, float] = {}
-        self._pace = Pace(spec.block_rows, len(spec.plan.routes))
+        self._pace, self._looks = Pace(spec.block_rows, len(spec.plan.routes)), Looks()
         self._aside = Aside(pool, self._post, self.problems)
         self._thread = threading.Thread(target=self._run, name=f"flowstate-{spec.name}-p{number}-e{epoch}", daemon=True)
 
@@ -202,9 +202,12 @@ class Pump:
                 self._pace.sent()
                 self._carry_out(ahead)
                 moved = True
-            wanted = machine.reads()
-            wait = pause(self.clock.monotonic() - rows_at)
-            read = self._read(machine, wanted, 0.0 if moved else wait)
+            now = self.clock.monotonic()
+            wait, begun = pause(now - rows_at), thread_time()
+            rest = self._looks.rest(now, begun)
+            read = 0 if rest else self._read(machine, machine.reads(), 0.0 if moved else wait)
+            if not rest:
+                self._looks.looked(read, begun)
             now = self.clock.monotonic()
             if read or machine.contents.applied_rows != applied:
                 applied, rows_at = machine.contents.applied_rows, now
@@ -212,7 +215,9 @@ class Pump:
             self._carry_out(instructions)
             self._declare_idle(machine, now)
             self._save_if_due(machine, now)
-            if not (moved or read or self.intake.waited or self._inbox):
+            if rest and not (moved or self._inbox):
+                self._wake.wait(rest)
+            elif not (moved or read or self.intake.waited or self._inbox):
                 self._wake.wait(wait)
             self._wake.clear()
 
@@ -261,13 +266,14 @@ class Pump:
             moved |= machine.fill_controls()
         return moved
 
-    def _read(self, machine: Partition, wanted: Mapping[str, tuple[int, int | None]], timeout: float) -> bool:
-        moved = False
+    def _read(self, machine: Partition, wanted: Mapping[str, tuple[int, int | None]], timeout: float) -> int:
+        """How many rows came (a stretch without any counts as one)."""
+        count = 0
         for rows in self.intake.read(machine.table, wanted, self._pace.stretch, timeout, self.problems):
             self._carry_out(machine.read(rows, self.clock.monotonic(), self._pace.rows))
             self._pace.sent()
-            moved = True
-        return moved
+            count += rows.batch.num_rows or 1
+        return count
 
     def _declare_idle(self, machine: Partition, now: float) -> None:
         """A split that is silent for long is asked aside whether it is at its end, no oftener than it may be silent."""
