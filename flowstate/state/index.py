@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,8 +21,19 @@ _GOLDEN = 0.6180339887498949
 _Words = npt.NDArray[np.uint64]
 
 
+_of_thread = threading.local()
+
+
+def scratch() -> _Words:
+    """Room for the entries of a table that is divided; new memory would take as long as the dividing."""
+    found: _Words | None = getattr(_of_thread, "scratch", None)
+    if found is None:
+        found = _of_thread.scratch = np.empty(2 * _SLOTS, np.uint64)
+    return found
+
+
 class Index:
-    """Slots are words: tag and address of a record (see `kernels.index`). `directory` has the address and the number of the table for
+    """Slots are words that tell of a record (see `kernels.index`). `directory` has the address and the number of the table for
     each pattern of hash bits, `counts` the entries of each table and how many it may hold; all tables have `slots` slots."""
 
     def __init__(self, head_words: int, seed: np.uint64) -> None:
@@ -42,7 +55,7 @@ class Index:
             old, self.slots = self._tables[0], min(_SLOTS, 4 * self.slots)
             self._memory -= old.nbytes
             self._tables[0] = new = self._room(self.slots)
-            self._move(old, new, new, 0)
+            kernels.enlarge(old.ctypes.data, len(old), new.ctypes.data, self.slots, self._head_words, self._seed)
             self.directory[0, 0], self.counts[0, 1] = new.ctypes.data, self._limit(0)
         else:
             self._split(int(self.directory[(value >> kernels.FIRST_BIT) & (len(self.directory) - 1), 1]), value)
@@ -55,9 +68,9 @@ class Index:
             self.directory = np.concatenate([self.directory, self.directory])
         if other == len(self.counts):
             self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
-        entries, low, high = self._tables[table].copy(), self._tables[table], self._room(_SLOTS)
-        low[:] = 0
-        moved = self._move(entries, low, high, kernels.FIRST_BIT + bits)
+        low, high = self._tables[table], self._room(_SLOTS)
+        ends = low.ctypes.data, high.ctypes.data
+        moved = int(kernels.divide(*ends, self.slots, bits, self._head_words, self._seed, scratch()))
         self._tables.append(high)
         self._bits.append(bits + 1)
         self._bits[table] += 1
@@ -76,7 +89,3 @@ class Index:
             self._memory += nbytes
         room, self._left = self._left[:slots], self._left[slots:]
         return room
-
-    def _move(self, old: _Words, low: _Words, high: _Words, bit: int) -> int:
-        ends = old.ctypes.data, len(old), low.ctypes.data, high.ctypes.data, self.slots
-        return int(kernels.rehash(*ends, bit, self._head_words, self._seed))

@@ -2,8 +2,13 @@
 """Kernels of the index: from a key and its window to a row, in blocks, each memory access asked for before it is needed.
 
 Each window has an index of its own, so that it goes at once when the window goes: open-addressing tables of one size, found by bits of
-the hash through a directory. A slot is one word: 16 bits of the hash and the address of the key's record; 0 is empty. A *stored
-record* is a word, and the key's own (see `plan.encoding`)::
+the hash through a directory. A slot is one word; 0 is empty::
+
+    tag           15 bits of the hash, from `FIRST_BIT` on: those that pick the table come first, so a table is divided by the tags alone
+    displacement  4 bits: how far the slot is behind the one that the hash picks, `FAR` if farther
+    record        45 bits: the address of the key's record, by 8
+
+A *stored record* is a word, and the key's own (see `plan.encoding`)::
 
     row                           chunk << shift | row in the chunk
     the key's record              from which the hash can be had again
@@ -20,14 +25,16 @@ from flowstate.plan.kernel import inlined, kernel
 from flowstate.plan.memory import load, prefetch, store
 
 U = np.uint64
-FIRST_BIT = 16  # of the hash: from here on, bits pick the table; those below it pick the slot, the upper 16 are the tag
+FIRST_BIT = 16  # of the hash: from here on, bits pick the table; those below it pick the slot
+FAR = 15
 #: Why `locate` stopped before a row.
 DONE, SCRATCH, ROWS, ARENA, INDEX = 0, 1, 2, 3, 4
 #: Columns of `tails`, one row per window: where the next record goes, the end of that memory, the next row, the end of the rows; of its
 #: index the addresses of directory and counts, the number of its patterns less one, and of the slots of a table.
 CURSOR, END, NEXT, LIMIT, DIRECTORY, COUNTS, PATTERNS, SLOTS, TAILS = range(9)
 
-_ADDRESS = U((1 << 48) - 1)
+_TAG_BITS, _RECORD_BITS = 15, 45
+_RECORD, _ADDRESS = U((1 << _RECORD_BITS) - 1), U((1 << 60) - 1)
 _M1 = U(0x9E3779B97F4A7C15)
 
 
@@ -77,6 +84,23 @@ def _same(stored, key, words):
 
 
 @inlined
+def _mark(value):
+    """Tag and displacement of an entry in the slot that the hash picks."""
+    return ((value >> U(FIRST_BIT)) & U((1 << _TAG_BITS) - 1)) << U(4)
+
+
+@inlined
+def _farther(mark):
+    """The same, a slot behind."""
+    return mark + (U(1) if mark & U(15) != U(FAR) else U(0))
+
+
+@inlined
+def _record_of(entry):
+    return (entry & _RECORD) << U(3)
+
+
+@inlined
 def _table(value, tail):
     """Where the directory tells of the table of the hash `value`; `tail` is the address of the window's row in `tails`."""
     pattern = (value >> U(FIRST_BIT)) & load(tail + U(8 * PATTERNS))
@@ -118,30 +142,30 @@ def locate(
         # The lines of the slots are on their way. Go on to the first slot whose tag is right, and ask for its record.
         for index in range(count):
             value, at, tail = block_hashes[index], homes[index], tails_at + (U(block_windows[index]) << U(6))
-            entry, tag = load(at), value >> U(48)
-            while entry != U(0) and entry >> U(48) != tag:
-                at = _next(at, value, tail)
+            entry, mark = load(at), _mark(value)
+            while entry != U(0) and entry >> U(_RECORD_BITS) != mark:
+                at, mark = _next(at, value, tail), _farther(mark)
                 entry = load(at)
-            homes[index] = at
-            record = entry & _ADDRESS if entry != U(0) else at
+            homes[index] = at | (mark << U(60))
+            record = _record_of(entry) if entry != U(0) else at
             prefetch(record)
             prefetch(record + U(32))
         for index in range(count):
             value, window = block_hashes[index], block_windows[index]
             tail = tails_at + (U(window) << U(6))
-            at, tag = homes[index], value >> U(48)
+            at, mark = homes[index] & _ADDRESS, _mark(value) | (homes[index] >> U(60))
             key, words = scratch_at + (U(starts[index]) << U(3)), U(starts[index + 1] - starts[index])
             slot = np.int64(-1)
             while True:
                 entry = load(at)
                 if entry == U(0):
                     break
-                if entry >> U(48) == tag:
-                    record = entry & _ADDRESS
+                if entry >> U(_RECORD_BITS) == mark:
+                    record = _record_of(entry)
                     if _same(record + U(8), key, words):
                         slot = np.int64(load(record))
                         break
-                at = _next(at, value, tail)
+                at, mark = _next(at, value, tail), _farther(mark)
             if insert:
                 if slot < 0:
                     count_at = load(tail + U(8 * COUNTS)) + (load(_table(value, tail) + U(8)) << U(4))
@@ -156,7 +180,7 @@ def locate(
                     store(record, U(slot))
                     for word in range(words):
                         store(record + U(8) + (U(word) << U(3)), load(key + (U(word) << U(3))))
-                    store(at, (tag << U(48)) | record)
+                    store(at, (mark << U(_RECORD_BITS)) | (record >> U(3)))
                     store(count_at, load(count_at) + U(1))
                     tails[window, NEXT] = slot + 1
                     tails[window, CURSOR] += np.int64(size)
@@ -167,31 +191,53 @@ def locate(
     return row, DONE, 0
 
 
+@inlined
+def _hash_of(entry, head_words, seed, key):
+    """The hash of the key, from its record."""
+    record = _record_of(entry) + U(8)
+    words = U(head_words) + (((load(record) >> U(32)) + U(7)) >> U(3))
+    return hash_words(record, np.int64(words), seed, key)
+
+
+@inlined
+def _put(base, home, mask, mark, entry):
+    """Put the record of an entry into the first free slot from `home` on."""
+    while load(base + (home << U(3))) != U(0):
+        home, mark = (home + U(1)) & mask, _farther(mark)
+    store(base + (home << U(3)), (mark << U(_RECORD_BITS)) | (entry & _RECORD))
+
+
 @kernel
-def rehash(old, old_slots, low, high, slots, bit, head_words, seed):
-    """Move the entries of one table at address `old` to empty ones of `slots` slots: to that at `low`, or, if this bit of their hash is
-    set, to that at `high`. Returns how many went there."""
-    ahead, moved, mask = 24, 0, U(slots - 1)
-    key = seed_key(seed)
-    for place in range(old_slots + ahead):
-        if place < old_slots:
-            record = load(U(old) + U(place) * U(8)) & _ADDRESS
-            prefetch(record)
-            prefetch(record + U(32))
-        if place < ahead:
-            continue
-        entry = load(U(old) + U(place - ahead) * U(8))
-        if entry == U(0):
-            continue
-        record = (entry & _ADDRESS) + U(8)
-        words = U(head_words) + (((load(record) >> U(32)) + U(7)) >> U(3))
-        value = hash_words(record, np.int64(words), seed, key)
-        base = U(low)
-        if (value >> U(bit)) & U(1):
-            base = U(high)
-            moved += 1
-        at = value & mask
-        while load(base + (at << U(3))) != U(0):
-            at = (at + U(1)) & mask
-        store(base + (at << U(3)), entry)
+def enlarge(old, old_slots, new, slots, head_words, seed):
+    """Move the entries of the table at address `old` to an empty larger one of `slots` slots at `new`."""
+    mask, key = U(slots - 1), seed_key(seed)
+    for place in range(old_slots):
+        entry = load(U(old) + U(place) * U(8))
+        if entry != U(0):
+            value = _hash_of(entry, head_words, seed, key)
+            _put(U(new), value & mask, mask, _mark(value), entry)
+
+
+@kernel
+def divide(low, high, slots, bit, head_words, seed, scratch):
+    """Move those entries of the table at address `low` to an empty one of as many slots at `high` whose hash has bit `FIRST_BIT` + `bit`
+    set. Returns how many. What an entry says itself is enough, but for few. `scratch` has room for two tables."""
+    moved, mask, key = U(0), U(slots - 1), seed_key(seed)
+    count = 0
+    for place in range(slots):  # without a branch: whether a slot is empty cannot be foreseen
+        entry = load(U(low) + U(place) * U(8))
+        store(U(low) + U(place) * U(8), U(0))
+        scratch[2 * count], scratch[2 * count + 1] = entry, U(place)
+        count += 1 if entry != U(0) else 0
+    for index in range(count):
+        entry = scratch[2 * index]
+        mark = entry >> U(_RECORD_BITS)
+        behind = mark & U(15)
+        home, mark = (scratch[2 * index + 1] - behind) & mask, mark ^ behind
+        chosen = (mark >> U(4 + bit)) & U(1)
+        if behind == U(FAR) or bit >= _TAG_BITS:
+            value = _hash_of(entry, head_words, seed, key)
+            home, chosen = value & mask, (value >> U(FIRST_BIT + bit)) & U(1)
+        moved += chosen
+        _put(U(low) + (U(high) - U(low)) * chosen, home, mask, mark, entry)
     return moved
