@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import numpy.typing as npt
 
@@ -21,23 +19,18 @@ _GOLDEN = 0.6180339887498949
 _Words = npt.NDArray[np.uint64]
 
 
-_of_thread = threading.local()
-
-
 def scratch() -> _Words:
-    """Room for the entries of a table that is divided; new memory would take as long as the dividing."""
-    found: _Words | None = getattr(_of_thread, "scratch", None)
-    if found is None:
-        found = _of_thread.scratch = np.empty(2 * _SLOTS, np.uint64)
-    return found
+    """Room for the entries of a table that is divided, for all windows: to have new memory would take as long as the dividing."""
+    return np.empty(2 * _SLOTS, np.uint64)
 
 
 class Index:
     """Slots are words that tell of a record (see `kernels.index`). `directory` has the address and the number of the table for
-    each pattern of hash bits, `counts` the entries of each table and how many it may hold; all tables have `slots` slots."""
+    each pattern of hash bits, `counts` the entries of each table and how many it may hold; all tables have `slots` slots. `room` is
+    `scratch`."""
 
-    def __init__(self, head_words: int, seed: np.uint64) -> None:
-        self._head_words, self._seed = head_words, seed
+    def __init__(self, head_words: int, seed: np.uint64, room: _Words) -> None:
+        self._head_words, self._seed, self._scratch = head_words, seed, room
         self.slots = _LEAST
         self._memory, self._left = 0, np.empty(0, np.uint64)
         self._tables = [self._room(_LEAST)]
@@ -70,7 +63,7 @@ class Index:
             self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
         low, high = self._tables[table], self._room(_SLOTS)
         ends = low.ctypes.data, high.ctypes.data
-        moved = int(kernels.divide(*ends, self.slots, bits, self._head_words, self._seed, scratch()))
+        moved = int(kernels.divide(*ends, self.slots, bits, self._head_words, self._seed, self._scratch))
         self._tables.append(high)
         self._bits.append(bits + 1)
         self._bits[table] += 1

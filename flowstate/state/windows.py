@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from flowstate.plan.keys import key_array
 from flowstate.state.block import Pool
-from flowstate.state.index import Index
+from flowstate.state.index import Index, scratch
 from flowstate.state.kernels import index as kernels
 
 Int64s = npt.NDArray[np.int64]
@@ -37,7 +37,7 @@ class Windows:
     goes. A table without a window has one, from 0 to 0."""
 
     def __init__(self, head_words: int, seed: np.uint64) -> None:
-        self._head_words, self._seed = head_words, seed
+        self._head_words, self._seed, self._scratch = head_words, seed, scratch()
         self.by_id: dict[int, Window] = {}
         self.ids: dict[tuple[int, int], int] = {}
         self.tails = np.zeros((4, kernels.TAILS), np.int64)
@@ -46,7 +46,7 @@ class Windows:
 
     @property
     def nbytes(self) -> int:
-        return int(self.tails.nbytes + self._table.nbytes)
+        return int(self.tails.nbytes + self._table.nbytes + self._scratch.nbytes)
 
     @property
     def index_bytes(self) -> int:
@@ -76,7 +76,7 @@ class Windows:
         if window >= self.tails.shape[0]:
             self.tails = doubled(self.tails)
         self.tails[window] = 0
-        self.by_id[window] = Window(start, end, Index(self._head_words, self._seed))
+        self.by_id[window] = Window(start, end, Index(self._head_words, self._seed, self._scratch))
         self._point(window)
         self.ids[start, end] = window
         if 3 * len(self.by_id) > self._table.shape[0]:
