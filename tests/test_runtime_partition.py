@@ -222,7 +222,7 @@ def test_nothing_is_read_while_paused_and_silence_begins_anew() -> None:
 
 
 def stretch(since: int, to: int) -> Rows:
-    """Rows of split a, one at each offset."""
+    """Records of split a, one at each offset; each is in two windows."""
     records = [Record(each, "anna", 60_000_000 + 1_000_000 * each, 1) for each in range(since, to)]
     return Log("a", since, records, to, False).rows(since, to)
 
@@ -240,30 +240,30 @@ def test_a_stretch_goes_out_piece_by_piece_and_markers_between() -> None:
     machine = reader(at=10)
     for number in range(2):
         machine.accept(attach(number, Place(10)))
-    assert sent(machine.read(stretch(10, 19), 1.0, 4)) == [(0, 10, 14, 13), (1, 10, 14, 13)]
+    assert sent(machine.read(stretch(10, 19), 1.0, 8)) == [(0, 10, 14, 13), (1, 10, 14, 13)]
     assert machine.reads() == {} and machine.read(stretch(14, 19), 1.0) == []  # first what is ready
     machine.hear(table(2, cut=1))
-    assert machine.forward(4) == []  # the marker of an open cut has the first claim
+    assert machine.forward(8) == []  # the marker of an open cut has the first claim
     assert machine.mark() == [Put(StreamId("a", 1, each, 1, 1), Marker(1)) for each in range(2)]
     assert machine.readings["a"].at == Place(14)
     assert sent(machine.forward(1)) == [(0, 14, 15, 14), (1, 14, 15, 14)]
     machine.hear(table(3, cut=1, paused=True))
-    assert machine.forward(4) == []
+    assert machine.forward(8) == []
     machine.hear(table(4, cut=1))
     machine.stream_closed(StreamId("a", 1, 1, 1, 1), 1.0)
     assert machine.accept(attach(1, Place(10), attempt=2)) == [
         Put(StreamId("a", 1, 1, 1, 2), Start(Place(15), 74_000_000, ()))
     ]
-    assert sent(machine.forward(4)) == [(0, 15, 19, 18), (1, 15, 19, 18)]
-    assert machine.forward(4) == [] and machine.reads() == {"a": (19, None)}
+    assert sent(machine.forward(8)) == [(0, 15, 19, 18), (1, 15, 19, 18)]
+    assert machine.forward(8) == [] and machine.reads() == {"a": (19, None)}
 
 
 def test_no_piece_goes_out_without_room_and_no_floor_before_the_last() -> None:
     machine = reader(at=10)
     for number in range(2):
         machine.accept(attach(number, Place(10)))
-    machine.read(stretch(10, 60), 1.0, 2)
-    while machine.forward(2):
+    machine.read(stretch(10, 60), 1.0, 4)
+    while machine.forward(4):
         pass
     window = machine.readings["a"].streams[0].window
     assert len(window.sizes) == window.messages and machine.readings["a"].at == Place(10 + 2 * (window.messages - 1))
@@ -278,14 +278,14 @@ def test_what_lies_behind_the_end_of_a_drained_split_is_forgotten() -> None:
     machine = reader(at=10)
     machine.accept(attach(0, Place(10)))
     machine.accept(attach(1, Place(13)))
-    machine.read(stretch(10, 20), 1.0, 2)
+    machine.read(stretch(10, 20), 1.0, 4)
     machine.hear(table(2, draining=True))
     assert machine.forward(1) == [] and machine.reads() == {"a": (12, 13)}
     machine.read(stretch(12, 13), 1.0)
     machine.end_recorded("a", 1, 18)
-    machine.read(stretch(13, 20), 1.0, 2)
+    machine.read(stretch(13, 20), 1.0, 4)
     machine.end_recorded("a", 1, 18)
-    assert machine.forward(10) == [] and machine.reads() == {"a": (15, 18)}
+    assert machine.forward(20) == [] and machine.reads() == {"a": (15, 18)}
 
 
 SKIPPING = replace(
