@@ -56,6 +56,7 @@ PROCESSES = (
     "test_client_",
     "test_dashboard",
     "test_demo",
+    "test_drill",
     "test_gateway",
     "test_job_",
     "test_tormentor",

@@ -36,7 +36,8 @@ def overview(rows: int = 100, offset: int = 50, epoch: int = 1, **more: Any) -> 
         return {"state": "live", "epoch": epoch, "worker": f"tcp://w{number}", "reason": None, "report": report}
 
     told = {
-        "name": "billing", "state": "running", "run": 2, "problems": {}, "paused": None, "saved_cut": {"number": 9, "at": NOW - 2},
+        "name": "billing", "state": "running", "run": 2, "problems": {},
+        "ready": True, "paused": None, "saved_cut": {"number": 9, "at": NOW - 2},
         "workers": {"tcp://w0": "grpc://10.0.0.1:1", "tcp://w1": "grpc://10.0.0.2:1"},
         "partitions": {"0": member(0, 1, 100, 50), "1": member(1, epoch, rows, offset)},
         "splits": {"log/a": {"label": "/a/rather/long/path/to/the/events.jsonl", "reader": 0}},
@@ -75,14 +76,14 @@ def one_that_is_late() -> Sight:
 
 
 def test_what_is_wrong_is_told_in_sentences() -> None:
-    told = overview(problems={"cut": "no cut"}, paused="nothing is read until sinks take it")
+    told = overview(problems={"discovery": "no broker"}, paused="nothing is read until sinks take it")
     told["partitions"]["1"] |= {"state": "vacant", "worker": None, "reason": "its worker was lost"}
     told["partitions"]["0"]["report"]["problems"] = {"log/a": "the broker is away"}
     assert list(of_overview(told, NOW).troubles) == [
-        "cut: no cut",
         "nothing is read until sinks take it",
-        "partition 0, log/a: the broker is away",
-        "partition 1 is away, and a worker for it is looked for: its worker was lost",
+        "partition 1 is away; what it saved 2 s ago answers: its worker was lost",
+        "new splits could not be looked for: no broker",
+        "split /a/rather/long/path/to/the/events.jsonl cannot be read (partition 0): the broker is away",
     ]
 
 

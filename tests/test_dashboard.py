@@ -23,11 +23,15 @@ import flowstate as fs
 from flowstate.clock import ManualClock
 from flowstate.dashboard import words
 from flowstate.dashboard.history import HAPPENINGS, MOMENTS, NAMES, OTHERS, History
+from flowstate.dashboard.judging import HELD, LINGERS, RECENT, Causes, Trouble
 from flowstate.dashboard.looking import Looks
+from flowstate.plan.position import NEVER
 from flowstate.runtime.journal import Happening, Journal
 
 until = partial(until_within, seconds=60.0)
 SCHEMA = pa.schema({"key": pa.string(), "n": pa.int64()})
+#: Looks after which a split counts as silent.
+HELD_FOR = int(HELD) + 2
 
 # its parts
 
@@ -36,7 +40,7 @@ def partition(**said: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "state": "live", "reason": None, "epoch": 1, "reported": 1, "worker": "tcp://1", "position": {"a": 10}, "applied": 0,
         "appended": 0, "keys": {"v": 2}, "bytes": 100, "delay": 1.0, "age": 2.0, "queries": 0, "filling": [], "problems": {},
-        "sinks": [],
+        "sinks": [], "letters": {}, "damaged": [],
     }  # fmt: skip
     return plain | said
 
@@ -50,10 +54,13 @@ def seen(at: float, partitions: dict[str, Any], **said: Any) -> dict[str, Any]:
         "farthest": max(places),
         "end": max(places),
         "lag": 0,
+        "watermark": None,
+        "idle": False,
+        "waits": [],
     }
     splits = {"a": split}
     plain: dict[str, Any] = {"job": "job", "run": 1, "state": "running", "ready": True, "paused": None, "problems": {}}
-    return plain | {"saved_cut": {}, "at": at, "partitions": partitions, "splits": splits} | said
+    return plain | {"saved_cut": {}, "idle_after": 60.0, "at": at, "partitions": partitions, "splits": splits} | said
 
 
 def looked(*looks: dict[str, Any]) -> Looks:
@@ -118,30 +125,117 @@ def test_what_is_late_is_told_by_its_place() -> None:
 
     assert looked(seen(0.0, at(50, 50)), seen(1.0, at(90, 50)), seen(2.0, at(130, 51))).troubles() == []
     late = looked(seen(0.0, at(100, 50)), seen(1.0, at(110, 60)), seen(2.0, at(120, 70))).troubles()
-    assert late == ["partition 1 is late: in split a it is 30 before where another one was 2 s ago"]
+    assert late == ["partition 1 is late: in split topic[0] it is 30 before where another one was 2 s ago"]
 
 
-def test_a_split_that_needs_long_for_what_it_lacks_is_told() -> None:
-    def split(applied: int, lag: int) -> dict[str, Any]:
-        return {
-            "a": {
-                "label": "topic[0]",
-                "reader": 0,
-                "applied": applied,
-                "farthest": applied,
-                "end": applied + lag,
-                "lag": lag,
-            }
-        }
+def split_of(**said: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = {
+        "label": "topic[0]", "reader": 0, "applied": 0, "farthest": 0, "end": 0, "lag": 0, "watermark": None, "idle": False, "waits": [],
+    }  # fmt: skip
+    return plain | said
 
-    def looks(lag: int, each: int) -> list[str]:
-        return looked(
-            *(seen(float(n), {"0": partition()}, splits=split(n * each, lag)) for n in range(4))
-        ).troubles()  # fmt: skip
 
+def test_a_split_that_needs_long_for_what_it_lacks_is_told_with_who_reads_it() -> None:
+    def looks(lag: int, each: int, grows: int = 0, waits: list[int] | None = None, count: int = 4) -> list[str]:
+        def split(n: int) -> dict[str, Any]:
+            return {"a": split_of(applied=n * each, farthest=n * each, lag=lag + n * grows, waits=waits or [])}
+
+        return looked(*(seen(float(n), {"0": partition()}, splits=split(n)) for n in range(count))).troubles()
+
+    reads = "partition 0 on tcp://1 reads it"
     assert looks(900, 100) == []
-    assert looks(5000, 100) == ["split topic[0] is behind its log by 5000; at 100 a second it needs 50 s"]
-    assert looks(50, 0) == ["split topic[0] is behind its log by 50, and nothing of it is read just now"]
+    assert looks(5000, 100) == [f"split topic[0] is behind its log by 5000; at 100 a second it needs 50 s: {reads}"]
+    (grows,) = looks(5000, 100, grows=7, waits=[1])
+    assert "by 5021, and by 7 more each second" in grows
+    assert "waits until partition 1 has taken its rows" in grows and "more partitions" in grows
+    (stands,) = looks(50, 0)
+    assert stands.startswith(f"split topic[0] is behind its log by 50, and nothing of it is read just now: {reads}")
+
+
+def test_a_split_that_is_behind_is_told_for_a_while_since_rows_are_applied_in_lumps() -> None:
+    def at(n: int, applied: int) -> dict[str, Any]:
+        return seen(float(n), {"0": partition()}, splits={"a": split_of(applied=applied, farthest=applied, lag=500)})
+
+    looks = looked(*(at(n, 0) for n in range(4)))
+    assert looks.troubles()
+    for n in range(4, 20):
+        looks.add(at(n, 5000 * n))
+        assert bool(looks.troubles()) == (n - 3 <= LINGERS), n
+
+
+def test_the_split_that_holds_the_watermark_back_is_told() -> None:
+    def looks(seconds: int, *, ahead: float, newest: int | None = 0, moves: bool = False, **said: Any) -> list[str]:
+        def at(n: int) -> dict[str, Any]:
+            quiet = split_of(label="b", applied=n * moves, watermark=newest, **said)
+            return {"a": split_of(label="a", applied=n, watermark=int(ahead * 1e6)), "b": quiet}
+
+        return looked(*(seen(float(n), {"0": partition()}, splits=at(n)) for n in range(seconds))).troubles()
+
+    assert looks(HELD_FOR - 1, ahead=100.0) == [], "not silent for long"
+    assert looks(HELD_FOR, ahead=9.0) == []
+    (silent,) = looks(HELD_FOR, ahead=100.0)
+    assert silent.startswith("split b holds the watermark back by 100 s: nothing came of it for 11 s;")
+    assert silent.endswith("or until it counts as idle (idle_after=60 s)")
+    (never,) = looks(HELD_FOR, ahead=100.0, newest=NEVER)
+    assert never.startswith("split b holds the watermark back: it has had no row yet")
+    (old,) = looks(HELD_FOR, ahead=7200.0, moves=True)
+    assert old.startswith("split b holds the watermark back by 2 h: its rows are so much older")
+    assert looks(HELD_FOR, ahead=100.0, idle=True) == [], "its floor moves with the others"
+    (behind,) = looks(HELD_FOR, ahead=100.0, lag=1_000_000)
+    assert "is behind its log" in behind, "what it lacks says why"
+    assert looks(HELD_FOR, ahead=100.0, newest=None) == [], "it has no event time"
+
+
+def test_letters_are_told_by_their_splits_while_they_are_new() -> None:
+    def at(second: float, *counts: int) -> dict[str, Any]:
+        parts = {
+            str(number): partition(letters={"dead_letters": {"a": count}, "v_late": {"gone": 2}} if count else {})
+            for number, count in enumerate(counts)
+        }
+        return seen(second, parts)
+
+    looks = looked(at(0.0, 5, 0))
+    assert looks.troubles() == [], "they were there before"
+    looks.add(at(1.0, 5, 2))
+    dead, late = looks.troubles()
+    assert dead.startswith("records that became dead letters: 2 of topic[0] (just now), counted in no total;")
+    assert "select reason" in dead
+    assert late.startswith("rows that came too late for their window in view v: 2 of gone (just now)")
+    looks.add(at(100.0, 0, 2))  # one that is away tells nothing: less than before is no news
+    assert len(looks.troubles()) == 2
+    looks.add(at(RECENT + 2.0, 5, 2))
+    assert looks.troubles() == []
+    looks.add(at(RECENT + 3.0, 5, 3))
+    assert "1 of topic[0] (just now)" in looks.troubles()[0]
+
+
+def test_one_cause_of_many_partitions_and_splits_is_one_sentence() -> None:
+    def at(second: float) -> dict[str, Any]:
+        parts = {}
+        for number in range(6):
+            full = f"Unavailable: no space left; free some retry_after=10.0 path='/p{number}'"
+            away = f"Unavailable: no answer from the kafka broker (refused after {number} ms); check bootstrap= retry_after=1.0"
+            parts[str(number)] = partition(problems={"snapshot": full, f"t/{number}": away})
+        return seen(second, parts, splits={f"t/{n}": split_of(label=f"t[{n}]", reader=n, lag=9) for n in range(6)})
+
+    who = "partitions 0, 1, 2 and 3 more, for 4 s"
+    broker = "no answer from the kafka broker (refused after 0 ms); check bootstrap="
+    assert looked(*(at(float(n)) for n in range(5))).troubles() == [
+        f"what is applied cannot be saved ({who}): no space left; free some path='/p0'",
+        f"splits t[0], t[1], t[2] and 3 more cannot be read ({who}): {broker}",
+    ], "and not that they are behind"
+
+
+def test_a_cause_that_stands_is_marked_and_so_is_its_end() -> None:
+    causes, full = Causes(), [Trouble("not saved (partition 0, for 3 s): full", "snapshot", "not saved")]
+    flash = [Trouble("a flash", "behind a", "behind")]
+    found = [list(causes.add(float(n), [*(full if n < 8 else []), *(flash if n == 3 else [])])) for n in range(12)]
+    marks = [each for some in found for each in some]
+    assert [(each.kind, each.at, each.words) for each in marks] == [
+        ("trouble", 0.0, "not saved (partition 0): full"),
+        ("mended", 7.0, "over after 7 s: not saved (partition 0): full"),
+    ]
+    assert words.short(marks) == ["not saved", "not saved over, 7.0 s"]
 
 
 def test_a_job_that_was_stopped_has_no_other_trouble() -> None:
@@ -171,11 +265,11 @@ def test_marks_that_are_close_to_each_other_have_one_word() -> None:
 
 def test_that_the_job_is_down_comes_first() -> None:
     away = partition(state="claiming", reason="its worker was lost", age=3.0)
-    told = looked(seen(0.0, {"0": away}, problems={"cut": "it was not aligned in time"})).troubles()
+    told = looked(seen(0.0, {"0": away}, problems={"fence": "the store is away"})).troubles()
     assert told == [
         "the job is down: no partition is live",
         "partition 0 is away; what it saved 3 s ago answers: its worker was lost",
-        "no snapshot of all partitions just now: it was not aligned in time",
+        "it could not be seen whether a newer run has begun: the store is away",
     ]
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from flowstate.clock import SystemClock
 from flowstate.command.place import Place
-from flowstate.command.sight import PartitionSight, Sight, of_overview, of_sinks, splits_of
-from flowstate.command.status import filled, system_tables, table
+from flowstate.command.sight import PartitionSight, Sight, of_overview, splits_of
+from flowstate.command.tables import filled, system_tables, table
 from flowstate.errors import FlowstateError, InvalidFlow, Unavailable
 from flowstate.view import troubles
 from flowstate.view.answer import Answer
@@ -54,9 +54,11 @@ class Observer:
         except FlowstateError:
             sight = self._before("down")
         live = [each for each in sight.partitions if each.state == "live"]
-        said = "the supervisor does not answer; what follows is told by the partitions" if live else troubles.DOWN
+        said = troubles.UNLED if live else troubles.DOWN
         reason = error.message if isinstance(error, Unavailable) else str(error)
-        first = said if said == error.message else f"{said} ({reason})"
+        first = (
+            f"{said} ({reason})" if live else f"{said} ({reason.removeprefix('the job is down: ')}); {troubles.START}"
+        )
         state = "running" if live else "down"
         return replace(sight, state=state, troubles=(first, *sight.troubles))
 
@@ -114,5 +116,5 @@ class Observer:
             parts,
             tuple(splits_of(parts, self._labels, {})),
             tuple(sinks),
-            (*wrong, *of_sinks(sinks)),
+            (*wrong, *(each for _, each in troubles.sinks(sinks))),
         )

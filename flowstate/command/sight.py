@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flowstate.dashboard.looking import Looks, look
 from flowstate.view import troubles
 
 #: Seconds over which rates are taken. Workers report four times a second, so less would jump.
@@ -101,11 +102,7 @@ def of_overview(told: Mapping[str, Any], now: float) -> Sight:
     ]
     figures = told.get("figures") or {}
     splits = tuple(splits_of(parts, told.get("splits", {}), figures.get("lag", {})))
-    wrong = figures.get("troubles") or [
-        *_of_job(told),
-        *(line for each in parts for line in _of_partition(each, told)),
-        *of_sinks(sinks),
-    ]
+    wrong = figures["troubles"] if figures else _judged(told, now)
     return Sight(
         now,
         told["name"],
@@ -121,6 +118,13 @@ def of_overview(told: Mapping[str, Any], now: float) -> Sight:
         tuple(figures.get("events", ())),
         judged=bool(figures),
     )
+
+
+def _judged(told: Mapping[str, Any], now: float) -> list[str]:
+    """By this one look: in the first second of a job the scheduler has not looked at it yet."""
+    looks = Looks()
+    looks.add(look(told, {}, now))
+    return looks.troubles()
 
 
 def _partition(number: int, member: Mapping[str, Any], told: Mapping[str, Any]) -> PartitionSight:
@@ -169,43 +173,6 @@ def splits_of(
             max(offsets) - least,
             ends.get(split),
         )
-
-
-def _of_job(told: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences on the job as a whole."""
-    if told["state"] not in ("running", "finished"):
-        yield f"the job is {told['state']}"
-    for topic, text in told.get("problems", {}).items():
-        yield f"{topic}: {text}" if topic != "job" else str(text)
-    if told.get("paused"):
-        yield str(told["paused"])
-
-
-def _of_partition(part: PartitionSight, told: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences on a partition that is not as it should be."""
-    member = told["partitions"][str(part.number)]
-    reason = f": {member['reason']}" if member.get("reason") else ""
-    match part.state:
-        case "failed":
-            if f"partition {part.number}" not in told.get("problems", {}):
-                yield f"partition {part.number} has failed for good{reason}"
-        case "vacant" | "claiming" if told["state"] == "running":
-            yield f"partition {part.number} is away, and a worker for it is looked for{reason}"
-        case "starting" | "loading" if told["state"] == "running":
-            yield f"partition {part.number} is coming up{' again' if part.epoch > 1 else ''}{reason}"
-    report = member.get("report") or {}
-    for topic, text in report.get("problems", {}).items():
-        yield f"partition {part.number}, {topic}: {text}"
-    for text in report.get("damaged", ()):
-        yield f"partition {part.number} went back to an older snapshot: {text}"
-
-
-def of_sinks(sinks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A sentence for each sink that does not take its rows. Rows as in ``flowstate_sinks``."""
-    for row in sinks:
-        name = f"{row['sink']} ({row['kind']} of {row['view']} to {row['url']})"
-        waits = {"waiting": row["waiting_seconds"], "rejected": row["rejected"]}
-        yield from troubles.sink(name, row["partition"], problem=row["problem"], **waits)
 
 
 class Course:

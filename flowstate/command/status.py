@@ -5,28 +5,22 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from contextlib import suppress
 
 import pyarrow as pa
 
-from flowstate.api.sink_status import stored
 from flowstate.clock import SystemClock
 from flowstate.command.ask import say
+from flowstate.command.observer import Observer
 from flowstate.command.place import Place
 from flowstate.command.rows import cells, is_number, json_rows, table_text, write, write_rows
+from flowstate.command.tables import filled, system_tables, table
+from flowstate.command.top_screen import recent
 from flowstate.errors import FlowstateError, InvalidFlow
 from flowstate.view import troubles
 from flowstate.view.answer import Answer
 from flowstate.view.freshness import Freshness
-from flowstate.view.rights import ANYBODY
-from flowstate_flight.client import FlightReader
-from flowstate_sql.restricted import RestrictedSplitReader
-from flowstate_sql.system import Facts, SystemReader, moment, watermark_moment
-
-if TYPE_CHECKING:
-    from flowstate.runtime.saved_states import SavedStates
+from flowstate_sql.system import SystemReader
 
 #: Seconds within which a partition that is not late comes to where another one was.
 LATE = 1.0
@@ -36,23 +30,10 @@ WHY = 1.0
 _TABLES = ("partitions", "positions", "snapshots", "sinks")
 
 
-@contextmanager
-def system_tables(reader: FlightReader, saved: SavedStates | None) -> Iterator[SystemReader]:
-    """The system tables of a job."""
-    store, sinks = stored(reader, saved)
-    with ThreadPoolExecutor(8, thread_name_prefix="status") as pool:
-        facts = Facts(pool, store, sinks)
-        yield SystemReader(RestrictedSplitReader(reader, ANYBODY), facts)
-
-
-def table(system: SystemReader, name: str) -> pa.Table:
-    """``flowstate_<name>`` as it is now."""
-    return system.scan_reader(f"flowstate_{name}").read_all()
-
-
 def status(place: Place, kind: str) -> None:
     """`kind`: text or json. Raises Unavailable if nothing is known of the job, InvalidFlow."""
     with place.opened() as (reader, saved), system_tables(reader, saved) as system:
+        sight = Observer(place, reader, saved).look()
         answer = None
         with suppress(FlowstateError):
             view = next(iter(reader.views()))
@@ -60,34 +41,17 @@ def status(place: Place, kind: str) -> None:
         tables = {name: table(system, name) for name in _TABLES}
         if answer is not None:
             tables = filled(tables, answer)
-        wrong = [*_away(place, tables["partitions"]), *_late(system, tables), *_sinks(tables["sinks"])]
+        wrong = list(sight.troubles)
+        if sight.run is None:  # nobody knows more than the partitions themselves
+            wrong = [each for each in wrong if each.startswith(troubles.UNLED)]
+            sinks = [each for _, each in troubles.sinks(tables["sinks"].to_pylist())]
+            wrong += [*_away(place, tables["partitions"]), *_late(system, tables), *sinks]
         directory = reader.directory()
+    happened = recent(sight, SystemClock().wall())
     if kind == "json":
-        write(_json(directory.job, wrong, tables) + b"\n")
+        write(_json(directory.job, wrong, happened, tables) + b"\n")
     else:
-        _text(directory.job, list(directory.views), wrong, tables, saved is not None)
-
-
-def filled(tables: Mapping[str, pa.Table], answer: Answer) -> dict[str, pa.Table]:
-    """With what a read of everything was told of partitions that tell nothing themselves: a gateway answers for those that are away, but
-    only for all together, and saved state that is large is read more slowly than a partition is asked."""
-    known = {part.partition: part for part in answer.parts}
-    partitions, positions = tables["partitions"].to_pylist(), tables["positions"].to_pylist()
-    for row in partitions:
-        part = known.get(row["partition"])
-        if row["state"] != "away" or part is None:
-            continue
-        row |= {"epoch": part.epoch, "state": part.origin, "origin": part.origin, "snapshot": part.snapshot}
-        row |= {"as_of": moment(part.as_of), "watermark": watermark_moment(part.watermark)}
-        for split, place in sorted(part.position.items()):
-            found = {"partition": part.partition, "split": split, "offset": place.offset, "floors": place.floors}
-            positions.append(found)
-    schemas = {name: each.schema for name, each in tables.items()}
-    return {
-        **tables,
-        "partitions": pa.Table.from_pylist(partitions, schemas["partitions"]),
-        "positions": pa.Table.from_pylist(positions, schemas["positions"]),
-    }
+        _text(directory.job, list(directory.views), wrong, happened, tables, saved is not None)
 
 
 def snapshots(place: Place, kind: str) -> None:
@@ -116,7 +80,7 @@ def _away(place: Place, partitions: pa.Table) -> Iterator[str]:
     """A sentence for each partition that is not live."""
     rows = [each for each in partitions.to_pylist() if each["state"] != "live"]
     if rows and len(rows) == partitions.num_rows:
-        yield troubles.DOWN
+        yield f"{troubles.DOWN}; {troubles.START}"
     now = SystemClock().wall()
     for row in rows:
         saved = None if row["as_of"] is None else now - row["as_of"].timestamp()
@@ -161,24 +125,21 @@ def _late(system: SystemReader, tables: Mapping[str, pa.Table]) -> Iterator[str]
                 yield troubles.late(number, split, missing, LATE)
 
 
-def _sinks(sinks: pa.Table) -> Iterator[str]:
-    """A sentence for each sink that does not take its rows."""
-    for row in sinks.to_pylist():
-        name = f"{row['sink']} ({row['kind']} of {row['view']} to {row['url']})"
-        waits = {"waiting": row["waiting_seconds"], "rejected": row["rejected"]}
-        yield from troubles.sink(name, row["partition"], problem=row["problem"], **waits)
-
-
-def _json(job: str, wrong: list[str], tables: Mapping[str, pa.Table]) -> bytes:
-    """One object: ``{"job", "troubles": [sentences], "partitions": [rows], "positions", "snapshots", "sinks"}``."""
-    head = json.dumps({"job": job, "troubles": wrong}, ensure_ascii=False, separators=(",", ":")).encode()
+def _json(job: str, wrong: list[str], happened: list[str], tables: Mapping[str, pa.Table]) -> bytes:
+    """One object: ``{"job", "troubles": [sentences], "happened": [sentences], "partitions": [rows], "positions", ...}``, see `_TABLES`."""
+    head = json.dumps(
+        {"job": job, "troubles": wrong, "happened": happened}, ensure_ascii=False, separators=(",", ":")
+    ).encode()
     parts = [f'"{name}":['.encode() + b",".join(json_rows(each)) + b"]" for name, each in tables.items()]
     return head[:-1] + b"," + b",".join(parts) + b"}"
 
 
-def _text(job: str, views: list[str], wrong: list[str], tables: Mapping[str, pa.Table], stored: bool) -> None:
+def _text(
+    job: str, views: list[str], wrong: list[str], happened: list[str], tables: Mapping[str, pa.Table], stored: bool
+) -> None:
     lines = [f"job {job!r}, views {', '.join(views)}"]
     lines += [f"! {each}" for each in wrong] or ["every partition is live, and none is late"]
+    lines += happened
     write("".join(line + "\n" for line in lines).encode())
     for name, each in tables.items():
         if name == "snapshots":

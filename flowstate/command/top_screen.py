@@ -22,7 +22,7 @@ KEYS = "q quits"
 #: Columns of the terminal that a column which shrinks keeps.
 LEAST = 12
 #: Seconds for which it is told what happened, and how much of it.
-RECENT, HAPPENED = 300.0, 3
+RECENT, HAPPENED = 300.0, 4
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def screen(sight: Sight, course: Course, width: int, height: int, now: float) ->
         lines += _wrapped(Text.assemble(("! ", "bold red"), printable(each)), width)
     if sight.troubles:
         lines.append(Text())
-    recent = [each for each in sight.events if now - each["at"] < RECENT and each["kind"] != "began"][-HAPPENED:]
-    for each in reversed(recent):
-        lines += _wrapped(Text(f"{span(now - each['at'])} ago: {printable(each['words'])}", "dim"), width)
-    if recent:
+    happened = recent(sight, now)
+    for each in happened:
+        lines += _wrapped(Text(each, "dim"), width)
+    if happened:
         lines.append(Text())
     tables = [_partitions(sight, course, now), _split_columns(sight, course), _sinks(sight)]
     left = height - len(lines) - 1
@@ -65,6 +65,14 @@ def screen(sight: Sight, course: Course, width: int, height: int, now: float) ->
     foot = Text(KEYS, "dim")
     foot.truncate(width)
     return [*lines, foot][:height]
+
+
+def recent(sight: Sight, now: float) -> list[str]:
+    """What happened lately, the newest first. A trouble is told by itself as long as it stands."""
+    found = [each for each in sight.events if now - each["at"] < RECENT and each["kind"] not in ("began", "trouble")][
+        -HAPPENED:
+    ]
+    return [f"{span(now - each['at'])} ago: {printable(each['words'])}" for each in reversed(found)]
 
 
 def painted(lines: Sequence[Text], width: int) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from flowstate.plan.position import FOREVER, NEVER
+from flowstate.plan.spec import DEAD_LETTERS
 from flowstate.runtime.counted import CountedPartition
 from flowstate.runtime.host import Host
 from flowstate.runtime.pump import Pump
 from flowstate.state.append import AppendTable
+from flowstate.state.watermark import TIMELESS
 
 #: Seconds for which the size of a state is not counted again.
 SIZE_FOR = 1.0
@@ -27,7 +30,7 @@ class Figures:
         return list(self.host.served.values())
 
     def look(self) -> dict[str, Any]:
-        """By job and partition: ``{"epoch", "bytes", "queries", "ends", "appended"}``, msgpack-able."""
+        """By job and partition: ``{"epoch", "bytes", "queries", "ends", "appended", "letters", "marks", "waits"}``, msgpack-able."""
         found: dict[str, Any] = {}
         for each in self.served():
             found.setdefault(each.job, {})[str(each.partition)] = {
@@ -36,6 +39,9 @@ class Figures:
                 "queries": {kind: queries.total for kind, queries in each.queries.items()},
                 "ends": self.ends(each.pump),
                 "appended": self.appended(each.pump),
+                "letters": self.letters(each.pump),
+                "marks": self.marks(each.pump),
+                "waits": self.waits(each.pump),
             }
         return found
 
@@ -77,3 +83,45 @@ class Figures:
             return {}
         tables = machine.contents.tables.items()
         return {name: table.count for name, table in list(tables) if isinstance(table, AppendTable)}
+
+    @staticmethod
+    def letters(pump: Pump) -> dict[str, dict[str, int]]:
+        """Of dead letters and of the late rows of each view: how many there ever were of each split that has some."""
+        machine = pump.machine
+        if machine is None or pump.state == "loading":
+            return {}
+        found: dict[str, dict[str, int]] = {}
+        for name, table in list(machine.contents.tables.items()):
+            told = name == DEAD_LETTERS or (name.endswith("_late") and name[: -len("_late")] in pump.spec.plan.views)
+            if isinstance(table, AppendTable) and told and table.count:
+                counts = {split: count for split, count in list(table.extras()["counts"].items()) if count}
+                found[name] = dict(sorted(counts.items(), key=lambda each: -each[1])[:MOST_SPLITS])
+        return found
+
+    @staticmethod
+    def marks(pump: Pump) -> dict[str, list[int]]:
+        """Of the splits that it reads and that have event times: the watermark of each, and whether it is that of a floor."""
+        machine = pump.machine
+        if machine is None or pump.state == "loading":
+            return {}
+        found: dict[str, list[int]] = {}
+        marks = machine.contents.marks
+        for split in list(machine.readings)[:MOST_SPLITS]:
+            if marks.lateness.get(split, TIMELESS) != TIMELESS and marks.newest[split] != FOREVER:
+                watermark = marks.of_split(split)
+                found[split] = [watermark, int(watermark == marks.floor[split] != NEVER)]
+        return found
+
+    @staticmethod
+    def waits(pump: Pump) -> dict[str, list[int]]:
+        """Of the splits that it reads: the other partitions that it waits for, since they have not taken what was sent to them."""
+        machine = pump.machine
+        if machine is None or pump.state == "loading":
+            return {}
+        found: dict[str, list[int]] = {}
+        for split, reading in list(machine.readings.items())[:MOST_SPLITS]:
+            streams = list(reading.streams.items())
+            full = [owner for owner, stream in streams if owner != pump.number and not stream.window.room]
+            if full:
+                found[split] = sorted(full)
+        return found

@@ -41,6 +41,13 @@ class Moment:
     rows: Mapping[str, Row]
 
 
+@dataclass(frozen=True)
+class Mark(Happening):
+    """A cause that began (``trouble``) or was over (``mended``, after `away` seconds); `mark` is its word on the time axis."""
+
+    mark: str = ""
+
+
 @dataclass
 class History:
     """Of one job name, over all its runs."""
@@ -52,6 +59,10 @@ class History:
     def add(self, at: float, figures: Mapping[str, Mapping[str, float | None]]) -> None:
         """`figures` by measure and name."""
         self.moments.append(Moment(at, {name: self._row(name, figures.get(name, {})) for name in MEASURES}))
+
+    def happened(self) -> list[Happening]:
+        """The oldest first: a cause is told when it has stood for a while, as of when it began."""
+        return sorted(self.happenings, key=lambda each: each.at)
 
     def _row(self, measure: str, figures: Mapping[str, float | None]) -> Row:
         known = {name: math.nan if number is None else number for name, number in figures.items()}

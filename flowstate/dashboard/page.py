@@ -208,8 +208,8 @@ class Page(DashboardComponent):
         self._show_events(watched)
 
     def _show_events(self, watched: Watched) -> None:
-        happenings = list(watched.history.happenings)
-        key = happenings[-1].at if happenings else 0.0
+        happenings = watched.history.happened()
+        key = sum(each.at for each in happenings)  # of two marks that are appended, the later one may be the older
         if key == self._events:
             return
         self._events = key

@@ -18,6 +18,7 @@ from distributed.http.utils import RequestHandler
 
 from flowstate.clock import SystemClock
 from flowstate.dashboard.history import EVERY, MEASURES, History
+from flowstate.dashboard.judging import Causes
 from flowstate.dashboard.looking import Looks, look
 from flowstate.dashboard.metrics import forget_scheduler, watch_scheduler
 from flowstate.dashboard.worker import FIGURES
@@ -39,14 +40,16 @@ class Watched:
         self.looks, self.history = Looks(), History()
         self.now: dict[str, Any] = {}
         self.troubles: list[str] = []
-        self._run, self._heard = -1, 0
+        self._run, self._heard, self._causes = -1, 0, Causes()
 
     def add(self, job: RunningJob, figures: Mapping[str, Any], at: float) -> None:
-        self.now = look(job, figures, at)
+        self.now = look(job.status(), figures, at)
         self.looks.add(self.now)
-        self.troubles = self.looks.troubles()
+        judged = self.looks.judged()
+        self.troubles = [each.words for each in judged]
         if job.spec.run != self._run:
-            self._run, self._heard = job.spec.run, 0
+            self._run, self._heard, self._causes = job.spec.run, 0, Causes()
+        self.history.happenings.extend(self._causes.add(at, judged))
         for each in list(job.journal.happenings):
             if each.number > self._heard:
                 self._heard = each.number
@@ -60,7 +63,7 @@ class Watched:
             number: {name: each[name] for name in ("epoch", "bytes", "queries")}
             for number, each in self.now["partitions"].items()
         }
-        happenings = [asdict(each) for each in list(self.history.happenings)[-TOLD:]]
+        happenings = [asdict(each) for each in self.history.happened()[-TOLD:]]
         lags = {split: each["lag"] for split, each in self.now["splits"].items()}
         return {"partitions": parts, "lag": lags, "troubles": list(self.troubles), "events": happenings}
 
@@ -137,7 +140,7 @@ def _plain(watched: Watched, since: float) -> dict[str, Any]:
         names = {name: None for each in moments for name in each.rows[measure].names}
         rows = [dict(zip(*each.rows[measure], strict=True)) for each in moments]
         history[measure] = {name: [_finite(row.get(name)) for row in rows] for name in names}
-    happenings = [asdict(each) for each in watched.history.happenings]
+    happenings = [asdict(each) for each in watched.history.happened()]
     return {"now": watched.now, "troubles": watched.troubles, "events": happenings, "history": history}
 
 

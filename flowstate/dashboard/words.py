@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from flowstate.dashboard.history import Mark
 from flowstate.dashboard.looking import Looks
 from flowstate.runtime.journal import Happening
 
@@ -19,6 +20,8 @@ COLORS = {
     "failed": "#c62828",
     "given up": "#7b1fa2",
     "back": "#2e7d32",
+    "trouble": "#b26a00",
+    "mended": "#2e7d32",
 }
 GOOD, BAD, PLAIN = "#2e7d32", "#c62828", "#6b6b6b"
 #: Partitions of the table, and sentences, that are shown at most.
@@ -148,6 +151,9 @@ def short(happenings: Sequence[Happening]) -> list[str]:
             continue
         firsts[each.kind] = place, each.at, 1
         who = f"p{each.partition} " if each.partition is not None else ""
+        if isinstance(each, Mark):
+            found.append(each.mark + (f" over, {_seconds(each.away)}" if each.away is not None else ""))
+            continue
         found.append(f"{who}{each.kind}" + (f" {each.away:.1f} s" if each.away is not None else ""))
     return found
 

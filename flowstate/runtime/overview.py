@@ -25,6 +25,7 @@ def overview(job: RunningJob) -> dict[str, Any]:
         "problems": job.problems | given_up,
         "paused": _paused(job) if table.paused else None,
         "saved_cut": dict(job.saved_cut),
+        "idle_after": job.spec.idle_after,
         "workers": dict(coordinator.workers),
         "figures": dict(job.figures),
         "partitions": {
@@ -40,6 +41,7 @@ def overview(job: RunningJob) -> dict[str, Any]:
         "splits": {
             split: {
                 "label": entry.label,
+                "end": entry.end,
                 "reader": table.readers[split].partition if split in table.readers else None,
             }
             for split, entry in table.splits.items()

@@ -237,6 +237,7 @@ class RunningJob:
             self.problems[request.split] = str(error)
             self._carry_out(self.coordinator.raise_failed(request.split, self.clock.monotonic()))
         else:
+            self.problems.pop(request.split, None)
             now = self.clock.monotonic()
             self._carry_out(self.coordinator.reader_raised(request.split, request.partition, epoch, now))
 

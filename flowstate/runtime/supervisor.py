@@ -68,7 +68,7 @@ class Supervisor(SchedulerPlugin):
             await self.client.close(timeout=1)
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
-        self._lose(worker, "its worker was lost")
+        self._lose(worker, f"its worker was lost: {worker} ended, or is reached no more; its log says why")
 
     def _lose(self, worker: str, reason: str) -> None:
         self.watchdog.left(worker)
@@ -111,7 +111,7 @@ class Supervisor(SchedulerPlugin):
     def _condemn(self, each: Condemn) -> None:
         """First nobody counts on it any more, then its process is ended. What it still does when it wakes before that is fenced, and its
         first report is answered by what it is: dead."""
-        reason = f"its worker said nothing for {each.silent:.1f} s and answered no ping; it was ended"
+        reason = f"its worker {each.worker} hangs: it said nothing for {each.silent:.1f} s and answered no ping; it was ended"
         logger.warning("%s: %s", each.worker, reason)
         self.dead.add(self.hosts[each.worker])
         self._lose(each.worker, reason)
