@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from time import thread_time
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
@@ -86,12 +87,18 @@ class Numbered:
 
 
 def answer_lookups(
-    stream: Lookups, reader: Any, writer: Any, closing: Callable[[], bool], still: Callable[[], object] = lambda: None
+    stream: Lookups,
+    reader: Any,
+    writer: Any,
+    closing: Callable[[], bool],
+    still: Callable[[], object] = lambda: None,
+    spent: Callable[[float], object] = lambda seconds: None,
 ) -> None:
     """Answer each message by one message, in order. An error is the answer to its message and ends nothing, but for what `still` raises,
-    which is called at every message: the caller may not ask any more."""
+    which is called at every message: the caller may not ask any more. `spent` is called after every answer, with the seconds of processor
+    time that it took of this thread, and may pause."""
     writer.begin(stream.schema)
-    read = Numbered()
+    read, begun = Numbered(), thread_time()
     while True:
         try:
             chunk = reader.read_chunk()
@@ -120,6 +127,8 @@ def answer_lookups(
                 writer.write_with_metadata(rows, encoded)
         except (pa.ArrowException, flight.FlightError, OSError):
             return  # the peer went away
+        before, begun = begun, thread_time()
+        spent(begun - before)
 
 
 def shut_down(server: flight.FlightServerBase, grace: float) -> None:

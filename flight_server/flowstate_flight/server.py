@@ -14,6 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 from pyarrow import flight
 
+from flowstate.clock import SystemClock
 from flowstate.errors import Fenced, InvalidFlow, Unavailable
 from flowstate.view.directory import Directory, LivePartition
 from flowstate.view.rights import ANYBODY
@@ -31,6 +32,7 @@ from flowstate_flight.auth import (
 from flowstate_flight.handlers import answer_lookups, clean, clean_iterator, shut_down, stopping
 from flowstate_flight.partial import PartialHandler
 from flowstate_flight.requests import Requests
+from flowstate_flight.share import Share
 from flowstate_flight.subscribing import going_on
 from flowstate_flight.ticket import read_json
 
@@ -63,6 +65,8 @@ class Service:
         requests.anybody_stops = access != "none" or is_loopback(host)
         self.closing = False
         self._lock = threading.Lock()
+        self._share = Share(SystemClock())
+        self._pressed: Callable[[], bool] = _never
         self._exchange_handler: ExchangeHandler | None = None
         options = {**server_options(host, access, tls, internal=internal), **options}
         scheme = "grpc+tls" if options.get("tls_certificates") else "grpc"
@@ -74,6 +78,11 @@ class Service:
         self.port: int = self._server.port
         self.location = location_of(scheme, advertise or host, self.port)
 
+    def spent(self, seconds: float) -> None:
+        """Lookups took so much processor time; returns when more of them may be answered (`share`)."""
+        if wait := self._share.spend(seconds, self._pressed):
+            self._share.pause(wait)
+
     def close(self, grace: float = 0.5) -> None:
         """Stop: requests under way get `grace` seconds, then their connections are cut. Returns within about a second more,
         also with idle exchanges open."""
@@ -82,6 +91,7 @@ class Service:
                 return
             self.closing = True
         self.requests.close()
+        self._share.close()
         shut_down(self._server, grace)
 
     def __enter__(self) -> Self:
@@ -146,9 +156,17 @@ class FlightService(Service):
         """Who answers actions of `actions.CONTROL` about a job: (action, job) -> plain data."""
         self.requests.controller = handler
 
+    def set_pressed_handler(self, handler: Callable[[], bool]) -> None:
+        """Who tells whether rows wait to be taken in here; then lookups have no more than their `share`."""
+        self._pressed = handler
+
     def set_cut_handler(self, handler: Callable[[str, float], dict[str, Any]] | None) -> None:
         """Who makes a consistent cut of a job within some seconds: ``{"cut": number, "position": {split: [offset, floors]}}``."""
         self.requests.cutter = handler
+
+
+def _never() -> bool:
+    return False
 
 
 def still(service: Service, context: Any) -> Callable[[], None]:
@@ -229,4 +247,4 @@ class Server(flight.FlightServerBase):
                 raise Unavailable("what you may read has changed; begin another exchange", retry_after=0.1)
 
         stream = self.service.requests.seen_by(who).lookups(command)
-        answer_lookups(stream, reader, writer, lambda: self.service.closing, check)
+        answer_lookups(stream, reader, writer, lambda: self.service.closing, check, self.service.spent)

@@ -92,6 +92,7 @@ class Host(WorkerPlugin):
         )
         self.service.set_exchange_handler(self._exchange)
         self.service.set_ping_handler(self.pinged)
+        self.service.set_pressed_handler(self.pressed)
         self.service.set_cut_handler(self.make_cut)
         self.service.set_sinks_handler(self.sinks)
         self.service.set_control_handler(self.control)
@@ -307,6 +308,10 @@ class Host(WorkerPlugin):
             future.cancel()
             raise Unavailable(f"the supervisor does not answer to {asked['operation']}", job=job) from error
         return dict(unwrap(answer))
+
+    def pressed(self) -> bool:
+        """Whether rows wait to be taken in here: then lookups have no more than their share of the processor."""
+        return any(each.backlog.pressed() for each in list(self.served.values()))
 
     def sinks(self) -> dict[tuple[str, int], list[dict[str, Any]]]:
         """How the sinks of the partitions here are doing, by (job, partition)."""

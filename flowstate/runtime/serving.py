@@ -22,6 +22,7 @@ import pyarrow as pa
 from flowstate.clock import Clock
 from flowstate.errors import InvalidFlow, Unavailable, did_you_mean
 from flowstate.plan.position import NEVER, Place
+from flowstate.runtime.backlog import Backlog
 from flowstate.runtime.changes import subscribe
 from flowstate.runtime.contents import Frozen
 from flowstate.runtime.kept import BUDGET, LEASE, MOST_CUTS, Kept, Stream, beyond
@@ -48,6 +49,7 @@ class ServedPartition:
     def __init__(self, pump: Pump, clock: Clock, check_lease: Callable[[], None] = lambda: None) -> None:
         """`check_lease` raises Unavailable when this worker may have been replaced."""
         self.pump, self.clock, self._check_lease = pump, clock, check_lease
+        self.backlog = Backlog.of(pump)
         self.job, self.partition = pump.spec.name, pump.number
         self.epoch = pump.spec.served_epoch(pump.epoch)
         self._views = pump.spec.plan.views
