@@ -17,7 +17,7 @@ from flowstate.plan.compile import compile as compile_plan
 from flowstate.plan.portable import dump_tables, load_tables
 from flowstate.plan.position import NEVER, Floor, Place
 from flowstate.runtime.gate import Gate
-from flowstate.runtime.link import ClientLink, LocalPort, Port, ServerLink
+from flowstate.runtime.link import TOGETHER, ClientLink, LocalPort, Port, ServerLink
 from flowstate.runtime.table import ReaderOf, SplitEntry, Table
 from flowstate_flight.server import FlightService
 
@@ -113,6 +113,25 @@ def test_streams_cross_a_flight_exchange(ends: tuple[Box, Box, FlightService]) -
     reader.wait(lambda: reader.acknowledged == [(STREAM, 2)])
     port.close(STREAM)
     owner.wait(lambda: owner.closed == [STREAM])
+    link.stop()
+
+
+def test_messages_are_acknowledged_together_while_more_of_them_wait(ends: tuple[Box, Box, FlightService]) -> None:
+    owner, reader, service = ends
+    link = ClientLink(service.location, "job", owner, "test")
+    link.attach(0, Attach(STREAM, Place(0)))
+    reader.wait(lambda: reader.attached)
+    for place in range(TOGETHER + 3):
+        reader.attached[0][1].put(STREAM, Batch(Place(place), Place(place + 1), NEVER, NEVER))
+    owner.wait(lambda: len(owner.messages) == TOGETHER + 3)
+    for _ in range(TOGETHER + 2):
+        link.acknowledge(STREAM, 1)
+    other = STREAM._replace(split="other")
+    link.attach(0, Attach(other, Place(0)))  # controls come in order: no more was said before it
+    reader.wait(lambda: len(reader.attached) == 2)
+    assert reader.acknowledged == [(STREAM, TOGETHER)]
+    link.acknowledge(STREAM, 1)  # nothing waits any more
+    reader.wait(lambda: reader.acknowledged == [(STREAM, TOGETHER), (STREAM, 3)])
     link.stop()
 
 

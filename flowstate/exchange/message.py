@@ -82,7 +82,7 @@ Message = Start | Batch | Marker
 def encode(stream: StreamId, message: Message | Closed) -> pa.Buffer:
     """The bytes of a message."""
     header: dict[str, object] = {"stream": stream}
-    bodies: list[pa.Buffer] = []
+    bodies: list[pa.RecordBatch] = []
     match message:
         case Start():
             header |= {"kind": "start", "at": message.at, "newest": message.newest, "floors": message.floors}
@@ -91,27 +91,22 @@ def encode(stream: StreamId, message: Message | Closed) -> pa.Buffer:
         case Closed():
             header["kind"] = "closed"
         case Batch():
-            tables = []
-            for name, rows in message.rows.items():
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, rows.schema) as writer:
-                    writer.write_batch(rows)
-                bodies.append(sink.getvalue())
-                tables.append([name, bodies[-1].size])
+            bodies = list(message.rows.values())
             header |= {
                 "kind": "batch",
                 "since": message.since,
                 "to": message.to,
                 "newest": message.newest,
                 "floor": message.floor,
-                "tables": tables,
+                "tables": list(message.rows),
             }
     text = json.dumps(header).encode()
     out = pa.BufferOutputStream()
     out.write(len(text).to_bytes(4, "little") + text)
-    for body in bodies:
+    for rows in bodies:
         out.write(b"\0" * (-out.tell() % ALIGNMENT))
-        out.write(body)
+        with pa.ipc.new_stream(out, rows.schema) as writer:
+            writer.write_batch(rows)
     return out.getvalue()
 
 
@@ -131,20 +126,24 @@ def decode(buffer: pa.Buffer) -> tuple[StreamId, Message | Closed]:
             case "closed":
                 return stream, Closed()
             case "batch":
-                rows, at = {}, 4 + size
-                for name, length in header["tables"]:
-                    at += -at % ALIGNMENT
-                    rows[name] = _read_batch(buffer.slice(at, length))
-                    at += length
+                rows, body = {}, pa.BufferReader(buffer)
+                body.seek(4 + size)
+                for name in header["tables"]:
+                    body.seek(-body.tell() % ALIGNMENT, 1)
+                    rows[name] = _read_batch(body)
                 since, to = Place(*header["since"]), Place(*header["to"])
                 return stream, Batch(since, to, header["newest"], header["floor"], rows)
             case kind:
                 raise CorruptData("an exchange message of an unknown kind; run the same version everywhere", kind=kind)
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError, OSError, StopIteration, pa.ArrowException) as error:
         raise CorruptData("bytes that are no exchange message; close the stream and attach again") from error
 
 
-def _read_batch(body: pa.Buffer) -> pa.RecordBatch:
+def _read_batch(body: pa.BufferReader) -> pa.RecordBatch:
+    """The only batch of the stream that begins here; `body` is then at its end."""
     options = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.At64Byte)
     with pa.ipc.open_stream(body, options=options) as reader:
-        return reader.read_next_batch()
+        rows = reader.read_next_batch()
+        if next(reader, None) is not None:
+            raise CorruptData("a table of an exchange message has two batches; run the same version everywhere")
+    return rows

@@ -23,6 +23,10 @@ from flowstate.plan.position import Place
 from flowstate_flight.credentials import Credentials
 
 KIND = "partition-exchange"
+#: So many messages of a stream are acknowledged together while more of them wait; that is half of what may be under way.
+TOGETHER = 4
+#: A message comes in a frame or a few, not in pieces of 16 KiB.
+FRAMES = [("grpc.http2.max_frame_size", 4 << 20)]
 
 
 class Port(Protocol):
@@ -111,6 +115,8 @@ class ClientLink:
         self.location, self.owner, self.broken = location, owner, False
         self._credentials = credentials or Credentials()
         self.streams: set[StreamId] = set()
+        self._waiting: dict[StreamId, int] = {}  # messages of it that came and are not taken in
+        self._taken: dict[StreamId, int] = {}  # messages of it that were taken in and are not acknowledged
         self._lock = threading.Lock()
         self._controls: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._command = json.dumps({"v": 1, "kind": KIND, "job": job}).encode()
@@ -125,11 +131,26 @@ class ClientLink:
         self.owner.post_closed(attach.stream)
 
     def acknowledge(self, stream: StreamId, count: int) -> None:
-        self._controls.put({"acknowledge": stream, "count": count})
+        """The reader hears of it at once if nothing more waits here: it may have no room. Else of a few messages together."""
+        with self._lock:
+            if stream not in self.streams:
+                return  # it is closed
+            waiting = self._waiting[stream] = self._waiting.get(stream, 0) - count
+            taken = self._taken.pop(stream, 0) + count
+            if waiting > 0 and taken < TOGETHER:
+                self._taken[stream] = taken
+                return
+        self._controls.put({"acknowledge": stream, "count": taken})
 
     def close(self, stream: StreamId) -> None:
-        self.streams.discard(stream)
+        self._forget(stream)
         self._controls.put({"close": stream})
+
+    def _forget(self, stream: StreamId) -> None:
+        with self._lock:
+            self.streams.discard(stream)
+            self._waiting.pop(stream, None)
+            self._taken.pop(stream, None)
 
     def put(self, stream: StreamId, message: Message) -> None:
         raise AssertionError("an owner sends no rows")
@@ -142,7 +163,7 @@ class ClientLink:
         reader: Any = None
         sender: threading.Thread | None = None
         try:
-            client = self._credentials.connect(self.location)
+            client = self._credentials.connect(self.location, generic_options=FRAMES)
             options = self._credentials.options(client)
             writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(self._command), options)
             sender = threading.Thread(target=self._send, args=(writer,), daemon=True)
@@ -151,9 +172,12 @@ class ClientLink:
                 metadata = reader.read_chunk().app_metadata
                 stream, message = decode(metadata)
                 if isinstance(message, Closed):
-                    self.streams.discard(stream)
+                    self._forget(stream)
                     self.owner.post_closed(stream)
                 else:
+                    with self._lock:
+                        if stream in self.streams:
+                            self._waiting[stream] = self._waiting.get(stream, 0) + 1
                     self.owner.post_message(stream, message)
         except (StopIteration, flight.FlightError, pa.ArrowException, OSError, CorruptData):
             pass  # broken is broken: every stream is closed, and asked for again
