@@ -117,3 +117,12 @@ def test_a_few_bytes_cannot_ask_for_any_amount_of_memory() -> None:
         )
     with pytest.raises(Unreadable, match="send at most"):
         ArrowRows(SCHEMA).read(sink.getvalue())
+
+
+def test_a_decimal_that_would_have_to_be_moved_by_more_digits_than_there_are_is_refused() -> None:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"n": pa.nulls(1, pa.decimal128(20, -30))})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(Unreadable, match=r"a decimal128\(20, -30\) cannot be a decimal128\(38, 30\)"):
+        ArrowRows(pa.schema({"n": pa.decimal128(38, 30)})).read(sink.getvalue())

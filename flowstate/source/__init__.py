@@ -32,8 +32,10 @@ def make_source(spec: ScanSpec) -> Source:
 
 def warm_up() -> None:
     """Compile, or load, every kernel that reads records, so that none of them waits for it."""
+    from flowstate.source.arrow_guess import warm_up as arrow
     from flowstate.source.json_guess import warm_up as json
     from flowstate.source.kernels.messages import warm_up as messages
 
     json()
     messages()
+    arrow()

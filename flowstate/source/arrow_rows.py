@@ -8,6 +8,8 @@ from flowstate.source.values import Unreadable
 
 #: A few bytes can say that there are any number of nulls.
 MAX_ROWS = 1 << 20
+#: By more than so many digits Arrow moves no decimal, and it does not check: it reads behind a table of powers of ten.
+MAX_MOVED = 38
 
 
 class ArrowRows:
@@ -39,6 +41,8 @@ class ArrowRows:
         if not found:
             return pa.nulls(table.num_rows, field.type)
         column = table.column(found[0])
+        if pa.types.is_decimal(column.type) and abs(column.type.scale - getattr(field.type, "scale", 0)) > MAX_MOVED:
+            raise Unreadable(f"field {field.name!r}: a {column.type} cannot be a {field.type}")
         try:
             column = column if column.type == field.type else column.cast(field.type)
         except (pa.ArrowException, ValueError) as error:

@@ -32,6 +32,7 @@ from flowstate.source.json_rows import JsonRows
 from flowstate.source.json_template import Template, template_of
 from flowstate.source.kernels import records as kernel
 from flowstate.source.records import Records
+from flowstate.source.room import Room
 from flowstate.source.values import Unreadable
 
 MAX_BLOCK_BYTES = 1 << 28
@@ -154,7 +155,9 @@ class JsonGuess:
     def _follow(self, records: Records, size: int) -> tuple[pa.RecordBatch, np.ndarray[Any, np.dtype[np.bool_]]]:
         plan, count = self._plan, len(records)
         starts, ends = np.ascontiguousarray(records.starts), np.ascontiguousarray(records.ends)
-        columns = [_Column(each.type, kind, count, size) for each, kind in zip(self._schema, plan.kinds, strict=True)]
+        columns = [
+            Room(each.type, count, kind.width, size) for each, kind in zip(self._schema, plan.kinds, strict=True)
+        ]
         near = ends + kernel.SLACK > len(records.buffer)
         longest = int((ends - starts)[near].max(initial=0))
         taken = np.zeros(count, np.bool_)
@@ -207,40 +210,6 @@ def _step(words: bytearray, literal: bytes, column: int, kind: _Kind) -> list[in
     place = len(words) // 8
     words += literal + bytes(-len(literal) % 8)
     return [place, len(literal), kind.kind, column, *kind[1:]]
-
-
-class _Column:
-    """Room for the values of one column in up to `rows` records of together `size` bytes."""
-
-    def __init__(self, type_: pa.DataType, kind: _Kind, rows: int, size: int) -> None:
-        self._type, self._kind = type_, kind
-        slack = kernel.SLACK
-        text = kind.kind == kernel.TEXT
-        self._values = pa.allocate_buffer((size if text else rows * kind.width) + slack)
-        self._offsets = np.empty(rows + slack // 4, np.int32) if text else None
-        if self._offsets is not None:
-            self._offsets[0] = 0
-        self._valid = np.empty(rows + slack, np.uint8)
-
-    def addresses(self) -> list[int]:
-        """The fields of a column in `kernels.records`."""
-        offsets = 0 if self._offsets is None else self._offsets.ctypes.data
-        return [self._values.address, offsets, self._valid.ctypes.data]
-
-    def array(self, rows: int) -> pa.Array:
-        valid = self._valid[:rows]
-        nulls = rows - int(np.count_nonzero(valid))
-        bits = pa.py_buffer(np.packbits(valid, bitorder="little")) if nulls else None
-        values = self._values
-        if self._offsets is not None:
-            offsets = self._offsets[: rows + 1]
-            values = values.slice(0, int(offsets[-1]))
-            if pa.types.is_large_string(self._type) or pa.types.is_large_binary(self._type):
-                offsets = offsets.astype(np.int64)
-            return pa.Array.from_buffers(self._type, rows, [bits, pa.py_buffer(offsets), values], nulls)
-        if self._kind.kind == kernel.BOOLEAN:
-            values = pa.py_buffer(np.packbits(np.frombuffer(values, np.uint8, rows), bitorder="little"))
-        return pa.Array.from_buffers(self._type, rows, [bits, values], nulls)
 
 
 def _kind(kind: pa.DataType) -> _Kind | None:
