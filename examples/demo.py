@@ -248,7 +248,8 @@ def run(arguments: argparse.Namespace, folder: Path, interruption: Interruption,
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="flowstate-demo-workers-"))
         stack.enter_context(dask.config.set({"temporary-directory": scratch}))
-        job = stack.enter_context(fs.start(*flow(folder), snapshots=f"{folder}/snapshots/", every="2s"))
+        with console.status("starting; the first time on a machine this compiles kernels, for about 20 s"):
+            job = stack.enter_context(fs.start(*flow(folder), snapshots=f"{folder}/snapshots/", every="2s"))
         generator = Generator(log, arguments.seed, arguments.months)
         stack.callback(generator.stop)
         interruption.may_break_in = False

@@ -138,6 +138,8 @@ def run(arguments: argparse.Namespace, folder: Path, interruption: Interruption)
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="flowstate-demo-workers-"))
         stack.enter_context(dask.config.set({"temporary-directory": scratch}))
+        if sys.stderr.isatty():
+            print("starting; the first time on a machine this compiles kernels, for about 20 s", file=sys.stderr)
         job = stack.enter_context(fs.start(*flow(folder), snapshots=f"{folder}/snapshots/", every="2s"))
         served = stack.enter_context(fs.http(snapshots=f"{folder}/snapshots/"))
         reads = stack.enter_context(fs.connect(snapshots=f"{folder}/snapshots/"))
