@@ -318,7 +318,7 @@ HUNG = Case(hung, ("hangs", "tcp://"), "is back after")
 SLOW = Case(slow, ("a.jsonl", "behind its log", "partition"))
 FILES = [KILLED, HUNG, UNREADABLE, LATE, SINK, STORE, SILENT, SLOW, SHORTENED]
 KAFKA = [
-    Case(broker_away, ("orders[", "no answer from the kafka broker")),
+    Case(broker_away, ("orders[", "no answer from the kafka broker", "bootstrap='127.0.0.1:")),
     Case(deleted, ("orders[0]", "deleted before they were read")),
     Case(made_anew, ("orders[", "made anew"), None),
     Case(down, ("the job is down",), None),
@@ -335,7 +335,13 @@ class Shown:
     def row(self, folder: Path) -> str:
         told = [each for each in self.said.values() if each]
         words = told[0] if told else "not named"
-        cells = [str(self.case.cause.__doc__), words, f"{self.seconds:.0f} s", self.after or ""]
+        after = (self.after or "").partition(":")[0]
+        cells = [
+            str(self.case.cause.__doc__),
+            words,
+            "-" if self.case.cause is down else f"{self.seconds:.0f} s",
+            after,
+        ]
         text = " | ".join(each.replace("|", "\\|") for each in cells)
         text = re.sub(rf"{re.escape(str(folder))}/\w+", "/data", text)
         return f"| {text} |"
@@ -358,7 +364,7 @@ def run(site: Site, cases: Sequence[Case], chosen: Sequence[str]) -> Iterator[Sh
             texts = {
                 "page": "\n".join(site.page()),
                 "status": ask("status", where).out,
-                "top": ask("top", where, "--once").out,
+                "top": ask("top", where, "--once", env={"COLUMNS": "2000"}).out,
             }
             shown.said = {
                 name: case.of([each.removeprefix("! ") for each in text.splitlines()]) for name, text in texts.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from decimal import Decimal
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowstate.errors import InvalidFlow
+from flowstate.plan.encoding import BLOCK, SCRATCH_WORDS
 from flowstate.plan.spec import AggregateSpec, TableSpec
 from flowstate.plan.window import Period, WindowSpec
 from flowstate.state.table import KeyedTable
@@ -100,6 +102,44 @@ def test_a_message_has_the_rows_that_columns_have(case: tuple[TableSpec, pa.Reco
     found.validate(full=True)
     assert found.schema.equals(spec.schema)
     assert found.equals(table_of(spec, rows, columns=True).lookup(keys))
+    whole = list(spec.key_schema.names)
+    assert list(zip(*found.select(whole).to_pydict().values(), strict=True)) == list(naive(spec, rows, keys))
+    if "rows" in found.schema.names:
+        assert found.column("rows").to_pylist() == list(naive(spec, rows, keys).values())
+
+
+def naive(spec: TableSpec, rows: pa.RecordBatch, keys: pa.RecordBatch) -> dict[tuple[Any, ...], int]:
+    """What a lookup finds, in its order: full keys, each with how many rows it has."""
+    counts = Counter(zip(*rows.select(spec.key_schema.names).to_pydict().values(), strict=True))
+    asked = dict.fromkeys(zip(*keys.to_pydict().values(), strict=True))
+    by_key = dict[tuple[Any, ...], list[tuple[Any, ...]]]()
+    for each in sorted(counts, key=lambda full: full[len(spec.keys) :]):
+        by_key.setdefault(each[: keys.num_columns], []).append(each)
+    return {full: counts[full] for key in asked for full in by_key.get(key, [])}
+
+
+def test_many_keys_in_many_windows_some_of_which_have_gone() -> None:
+    """Keys in several blocks, one of them larger than the memory that keys are encoded in."""
+    rows = (AggregateSpec("rows", "len", None, None, INT),)
+    spec = TableSpec(
+        "t", (pa.field("k", pa.string()),), WindowSpec("at", Period(microseconds=10), TIME, grace=0, keep=5), rows, TIME
+    )
+    names = [f"key-{each}" for each in range(2 * BLOCK)] + ["x" * 16 * SCRATCH_WORDS]
+    starts = np.repeat(np.arange(5) * 10, len(names))
+    there = np.random.default_rng(1).random(len(starts)) < 0.7
+    columns = {"k": pa.array(names * 5), "at": pa.array(starts).view(TIME), "at_end": pa.array(starts + 10).view(TIME)}
+    batch = pa.record_batch(columns).filter(pa.array(there))
+    table = KeyedTable(spec, seed=3)
+    table.apply(batch)
+    asked = pa.record_batch({"k": [*reversed(names), "nobody", *names[:5]]})
+    for gone in (0, 35, 45):
+        table.expire(gone)
+        left = batch.filter(pa.array(np.asarray(batch.column("at").cast(INT)) + 15 > gone))
+        found = table.lookup(asked)
+        expected = naive(spec, left, asked)
+        assert list(zip(*found.drop_columns("rows").to_pydict().values(), strict=True)) == list(expected)
+        assert found.column("rows").to_pylist() == list(expected.values())
+        assert len(expected) > 2 * BLOCK or gone == 45
 
 
 def test_a_sum_that_does_not_fit_is_refused_by_its_key_and_the_others_are_read() -> None:
@@ -133,10 +173,11 @@ def test_rows_found_are_not_changed_by_what_is_applied_after() -> None:
 
 def test_what_is_warmed_up_is_all_that_a_lookup_needs() -> None:
     code = """
-from flowstate.state.kernels import message, warm_up
+from flowstate.state.kernels import lookup, message, warm_up
 
 warm_up()
 assert message.measure.signatures
 assert message.write.signatures
+assert lookup.locate_all.signatures
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -43,6 +43,8 @@ TITLES = {
     "age": ("Age of what is saved by partition, seconds", "0,0.[0]"),
     "queries": ("Queries per second, by partition", "0,0.[0]a"),
 }
+#: Part of the time axis at its right edge that has no room for a word.
+EDGE = 0.15
 #: Charts that say which line is which, and what happened.
 WORDED = ("rows", "lag")
 SMALL: dict[str, Any] = {
@@ -67,7 +69,8 @@ class Chart:
         marks = self.root.vspan(x="at", line_color="color", line_width=1.5, line_dash="dashed", source=events)
         self.root.add_tools(HoverTool(renderers=[marks], tooltips=[("", "@words")]))
         if self.worded:
-            short = {"text": "short", "text_color": "color", "text_font_size": "11px", "x_offset": 3, "y_offset": 2}
+            short = {"text": "short", "text_color": "color", "text_font_size": "11px", "y_offset": 2}
+            short |= {"text_align": "side", "x_offset": "offset"}
             self.root.add_layout(LabelSet(x="at", y="top", y_units="screen", source=events, **short))
             self.legend = Legend(orientation="horizontal", location="top_left", **SMALL)
             self.root.add_layout(self.legend)
@@ -149,7 +152,9 @@ class Page(DashboardComponent):
         self.told = Div(name="events", sizing_mode="stretch_width")
         self.select = Select(title="Job", options=[], visible=False, name="job", width=260)
         self.select.on_change("value", self._selected)
-        self.source = ColumnDataSource({"at": [], "words": [], "short": [], "color": [], "top": []})
+        self.source = ColumnDataSource(
+            {name: [] for name in ("at", "words", "short", "color", "top", "side", "offset")}
+        )
         now = dashboard.clock.wall() * 1000
         self.range = Range1d(now - SPAN, now)
         self.charts = [Chart(each, self.range, self.source) for each in TITLES]
@@ -164,7 +169,7 @@ class Page(DashboardComponent):
         )  # fmt: skip
         self._shown: Watched | None = None
         self._at = 0.0
-        self._events = -1.0
+        self._events: tuple[float, int] | None = None
         self.update()
 
     def _selected(self, attribute: str, old: str, new: str) -> None:
@@ -189,7 +194,7 @@ class Page(DashboardComponent):
     def _show(self, watched: Watched) -> None:
         moments = watched.history.since(self._at if watched is self._shown else 0.0)
         if watched is not self._shown:
-            self._shown, self._events = watched, -1.0
+            self._shown, self._events = watched, None
             for each in self.charts:
                 each.labels = {split: said["label"] for split, said in watched.now["splits"].items()}
                 each.begin(moments)
@@ -209,7 +214,12 @@ class Page(DashboardComponent):
 
     def _show_events(self, watched: Watched) -> None:
         happenings = watched.history.happened()
-        key = sum(each.at for each in happenings)  # of two marks that are appended, the later one may be the older
+        edge = self.range.end - EDGE * (self.range.end - self.range.start)
+        right = [
+            each.at * 1000 > edge for each in happenings
+        ]  # at the right edge a word stands to the left of its mark
+        # Of two marks that are appended, the later one may be the older.
+        key = sum(each.at for each in happenings), sum(right)
         if key == self._events:
             return
         self._events = key
@@ -220,6 +230,8 @@ class Page(DashboardComponent):
             "short": words.short(happenings),
             "color": [words.COLORS[each.kind] for each in happenings],
             "top": [82 - 13 * (place % 3) for place in range(len(happenings))],
+            "side": ["right" if each else "left" for each in right],
+            "offset": [-3 if each else 3 for each in right],
         }
 
     @staticmethod

@@ -73,7 +73,7 @@ class KafkaSource(Source):
         bootstrap = options.get("bootstrap") or config.get("bootstrap.servers")
         if not bootstrap:
             raise InvalidFlow("no broker is named; pass bootstrap='host:9092'", source=spec.name, topic=self.topic)
-        self._bootstrap = bootstrap if isinstance(bootstrap, str) else ",".join(bootstrap)
+        self.bootstrap = bootstrap if isinstance(bootstrap, str) else ",".join(bootstrap)
         self._config = config
         self._start = options.get("start", "earliest")
         check_start(spec.name, self._start)
@@ -82,7 +82,7 @@ class KafkaSource(Source):
         self._starts: dict[int, int] | None = None
 
     def splits(self) -> Sequence[SplitInfo]:
-        topic = Topic(self._spec.name, self.topic, self._bootstrap, self._config)
+        topic = Topic(self._spec.name, self.topic, self.bootstrap, self._config)
         try:
             partitions = topic.partitions()
             # A partition that appears later is read from its beginning: nobody could have chosen to skip it. Where the others begin is
@@ -108,14 +108,14 @@ class KafkaSource(Source):
         return KafkaReader(self._spec, self)
 
     def consumer(self, outages: Outages) -> Consumer:
-        return open_consumer(self._spec.name, self._bootstrap, self._config, outages)
+        return open_consumer(self._spec.name, self.bootstrap, self._config, outages)
 
     @property
     def client_id(self) -> str:
         return str(self._config.get("client.id", "rdkafka"))
 
     def watch(self, clock: Clock) -> TopicWatch:
-        return TopicWatch(self._bootstrap, self._config, self.topic, clock)
+        return TopicWatch(self.bootstrap, self._config, self.topic, clock)
 
 
 class _Split:
@@ -386,7 +386,7 @@ class KafkaReader(SourceReader):
     def trouble(self, split: str) -> str | None:
         if self._watch.gone:
             return f"InvalidFlow: {gone(self._spec.name, self._topic, self._names.get(split))}"
-        return self._outages.told(self._topic)
+        return self._outages.told(self._topic, self._source.bootstrap)
 
     def end_offset(self, split: str) -> int:
         if split not in self._names:

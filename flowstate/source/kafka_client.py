@@ -54,9 +54,9 @@ class Outages:
             log.warning("kafka source %r: %s; reading goes on when the broker is back", self._source, error.str())
             self.errors.append(error)
 
-    def told(self, topic: str) -> str | None:
+    def told(self, topic: str, bootstrap: str) -> str | None:
         """What a user should know while it lasts."""
-        return f"Unavailable: {_away(self._source, topic, self.errors[-1], None)}" if self.errors else None
+        return f"Unavailable: {_away(self._source, topic, self.errors[-1], bootstrap)}" if self.errors else None
 
     def end_offset(self, consumer: Consumer, topic: str, partition: int) -> int:
         try:

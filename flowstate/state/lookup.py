@@ -52,22 +52,24 @@ def asked(layout: Layout, keys: pa.RecordBatch) -> Asked:
     return Asked(columns[:plain], columns[plain:], keys.num_rows)
 
 
-def in_windows(keys: Asked, windows: Windows) -> tuple[Asked, Int64s]:
-    """One key for each window to look in, with the window's number: that which was named, if there is one, or else all, by start."""
+def in_windows(keys: Asked, windows: Windows) -> tuple[Asked, Int64s, int]:
+    """What to look for, the numbers of windows, and how many of these each key has. If it is one, a key has the window at its own place:
+    that which was named. If it is more, all keys have all windows, by start."""
     if keys.edges:
         edges = [key_array(each)[1].to_pylist() for each in _integers(keys.edges)]
         ids = windows.ids
         known = [(row, ids[edge]) for row, edge in enumerate(zip(*edges, strict=True)) if edge in ids]
         pairs = np.array(known, np.int64).reshape(-1, 2)
         rows, numbers = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
-    elif len(windows.ids) == 1:
+    elif len(windows.ids) > 1:
+        return keys, np.array([windows.ids[edge] for edge in sorted(windows.ids)], np.int64), len(windows.ids)
+    elif windows.ids:
         numbers = np.empty(keys.rows, np.int64)
         numbers.fill(next(iter(windows.ids.values())))
-        return keys, numbers
+        return keys, numbers, 1
     else:
-        numbers = np.array([windows.ids[edge] for edge in sorted(windows.ids)], np.int64)
-        rows, numbers = np.repeat(np.arange(keys.rows), len(numbers)), np.tile(numbers, keys.rows)
-    return Asked(taken(keys.columns, rows, keys.rows), [], len(rows)), numbers
+        rows = numbers = np.empty(0, np.int64)
+    return Asked(taken(keys.columns, rows, keys.rows), [], len(rows)), numbers, 1
 
 
 def _integers(columns: list[pa.Array]) -> list[pa.Array]:
@@ -81,28 +83,33 @@ def taken(columns: list[pa.Array], places: Int64s, rows: int) -> list[pa.Array]:
 
 class Found:
     """The state of some rows, gathered from their chunks when it is made; it shares nothing with them. `slots` are the rows of `keys`, -1
-    for unknown ones, `numbers` those of their windows. Each row is given once, where it is first: `seen` has a bit for every slot, all
-    zero, before and after."""
+    for unknown ones, in each of the `each` windows that a key has (see `in_windows`), `numbers` those of their windows. Each row is given
+    once, where it is first: `seen` has a bit for every slot, all zero, before and after."""
 
     def __init__(
         self, layout: Layout, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int, seen: npt.NDArray[np.uint64],
-        keys: Asked, numbers: Int64s, windows: Windows,
+        keys: Asked, numbers: Int64s, each: int, windows: Windows,
     ) -> None:  # fmt: skip
         self._layout, self._keys = layout, keys
         places = np.empty(len(slots), np.int64)
-        rows, text = kernels.measure(slots, seen, keys.described.described, places)
+        of_keys = places if each == 1 else np.empty(len(slots), np.int64)
+        rows, text = kernels.measure(slots, seen, keys.described.described, each, places, of_keys)
         self.rows = rows
         self._edges = _NO_EDGES
         if layout.spec.window is not None:
-            self._edges = _edges(numbers if rows == len(slots) else numbers[places[:rows]], windows)
+            if each > 1:
+                numbers = numbers[places[:rows] % each]
+            elif rows < len(slots):
+                numbers = numbers[places[:rows]]
+            self._edges = _edges(numbers, windows)
         self._message: pa.Buffer | None = None
         if layout.message is not None and text >= 0:
             self._message = layout.message.write(
-                pointers, slots, shift, places, rows, text, keys.described, self._edges
+                pointers, slots, shift, places, of_keys, rows, text, keys.described, self._edges
             )
         if self._message is None:
             self._gather(pointers, slots[places[:rows]], shift)
-            self._places = places[:rows]
+            self._places, self._all = of_keys[:rows], each == 1 and rows == keys.rows
 
     def _gather(self, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int) -> None:
         """Column by column, for what is no message."""
@@ -121,7 +128,9 @@ class Found:
         if self._message is not None:
             assert layout.message is not None
             return layout.message.read(self._message)
-        arrays = taken(self._keys.columns, self._places, self._keys.rows)
+        arrays = self._keys.columns
+        if not self._all:
+            arrays = [each.take(pa.array(self._places)) for each in arrays]
         if layout.spec.window is not None:
             arrays = [*arrays, *(layout.time_array(np.ascontiguousarray(self._edges[:, side])) for side in (0, 1))]
         parts = [self._column(column) if each is None else each for column, each in enumerate(self._texts)]

@@ -69,14 +69,14 @@ class Message:
         return Message(layout.schema, program) if program else None
 
     def write(
-        self, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int, places: Int64s, rows: int, text: int, keys: KeyColumns,
-        edges: Int64s,
+        self, pointers: npt.NDArray[np.uint64], slots: Int64s, shift: int, places: Int64s, of_keys: Int64s, rows: int, text: int,
+        keys: KeyColumns, edges: Int64s,
     ) -> pa.Buffer | None:  # fmt: skip
-        """The message of the `rows` rows at `places` of `slots`, whose keys have `text` bytes of text in all, and which `edges` are the
-        windows of. None if a result does not fit its type."""
+        """The message of the `rows` rows at `places` of `slots`, whose keys are those at `of_keys` and have `text` bytes of text in all,
+        and which `edges` are the windows of. None if a result does not fit its type."""
         memory = pa.allocate_buffer(self._fixed + rows * self._row_bytes + text)
         written = kernels.write(
-            self._head, self._length_at, self._body_at, self._program, keys.described, edges, pointers, shift, slots, places, rows,
+            self._head, self._length_at, self._body_at, self._program, keys.described, edges, pointers, shift, slots, places, of_keys, rows,
             memory.address,
         )  # fmt: skip
         return memory if written else None

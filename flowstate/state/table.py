@@ -25,6 +25,7 @@ from flowstate.state.block import Block, alone, is_alone, zeroed
 from flowstate.state.chunk import Keys, Layout, Stored
 from flowstate.state.kernels import decode, fold
 from flowstate.state.kernels import index as kernels
+from flowstate.state.kernels import lookup as kernels_of_lookups
 from flowstate.state.lookup import Asked, Found, asked, in_windows
 from flowstate.state.pieces import Pieces, pieces_of
 from flowstate.state.view import TableView, micros_per
@@ -208,6 +209,18 @@ class KeyedTable:
                 self._more_rows(int(windows[row]))
             else:
                 self._more_keys(int(windows[row]), detail)
+
+    def _locate_all(self, keys: KeyColumns, windows: Int64s) -> Int64s:
+        """The row of each key in each window, in the same buffer."""
+        slots, row = self._slots[: keys.rows * len(windows)], 0
+        while True:
+            row = kernels_of_lookups.locate_all(
+                keys.described, keys.head_words, row, keys.rows, windows, self._hashes, self._seed_word, self._starts, self._cursors,
+                self._scratch, self._homes, self._windows.tails, slots,
+            )  # fmt: skip
+            if row == keys.rows:
+                return slots
+            self._scratch = np.empty(2 * self._scratch.shape[0], np.uint64)
 
     def _more_rows(self, number: int) -> None:
         """Give the window room for rows: its last chunk grows up to the size of chunks, then it gets another."""
@@ -415,12 +428,15 @@ class KeyedTable:
 
     def find(self, keys: Asked) -> Found:
         """The second: the state of the rows of `keys`, copied. What is found can be made into rows while others write."""
-        keys, windows = in_windows(keys, self._windows)
-        self._room(keys.rows)
-        slots = self._locate(keys.described, windows, None, insert=False)
+        keys, windows, each = in_windows(keys, self._windows)
+        self._room(keys.rows * each)
+        if each > 1:
+            slots = self._locate_all(keys.described, windows)
+        else:
+            slots = self._locate(keys.described, windows, None, insert=False)
         if self._seen.shape[0] << 6 < len(self._stored) << self._shift:  # memory that is never written costs nothing
             self._seen = np.zeros((self._ids.shape[0] << self._shift) // 64 + 1, np.uint64)
-        return Found(self._layout, self._pointers, slots, self._shift, self._seen, keys, windows, self._windows)
+        return Found(self._layout, self._pointers, slots, self._shift, self._seen, keys, windows, each, self._windows)
 
     # -- windows ---------------------------------------------------------------------------------------------------------------
 

@@ -20,9 +20,10 @@ MADE_OF, SOURCE, WIDTH, FLAGS, NODE, BUFFER, LEAST, MOST, LINE = range(9)
 
 
 @kernel
-def measure(slots, seen, columns, places):
-    """The places of the rows that were found (not -1), of each row the first, ascending. `seen` has a bit for every slot: all are zero,
-    before and after. Returns how many, and how many bytes of text their keys have together; -1 bytes if a key column has nulls."""
+def measure(slots, seen, columns, windows, places, keys):
+    """The places of the rows that were found (not -1), of each row the first, ascending, and the keys of these; a key has `windows` slots.
+    `seen` has a bit for every slot: all are zero, before and after. Returns how many, and how many bytes of text their keys have together;
+    -1 bytes if a key column has nulls."""
     count = 0
     for place in range(slots.shape[0]):
         slot = slots[place]
@@ -34,6 +35,7 @@ def measure(slots, seen, columns, places):
                 count += 1
     for index in range(count):
         seen[slots[places[index]] >> 6] = U(0)
+        keys[index] = places[index] if windows == 1 else places[index] // windows
     size = 0
     for column in range(columns.shape[0]):
         if columns[column, VALIDITY] != 0:
@@ -41,13 +43,13 @@ def measure(slots, seen, columns, places):
         if columns[column, KIND] == BYTES:
             offsets = U(columns[column, OFFSETS]) + U(columns[column, FIRST]) * U(4)
             for index in range(count):
-                at = offsets + U(places[index]) * U(4)
+                at = offsets + U(keys[index]) * U(4)
                 size += load_half(at + U(4)) - load_half(at)
     return count, size
 
 
 @kernel
-def write(head, length_at, body_at, program, columns, edges, pointers, shift, slots, places, rows, target):
+def write(head, length_at, body_at, program, columns, edges, pointers, shift, slots, places, keys, rows, target):
     """Write the message of `rows` rows to address `target`: `head`, with its numbers, and the body. False if a sum does not fit, and then
     the message is of no use."""
     at, base = U(0), U(target) + U(head.shape[0])
@@ -83,7 +85,7 @@ def write(head, length_at, body_at, program, columns, edges, pointers, shift, sl
             store(buffer + U(8), size)
             buffer += U(16)
             at += (size + U(63)) & ~U(63)
-            text = _text(columns, source, places, rows, offsets, base + at)
+            text = _text(columns, source, keys, rows, offsets, base + at)
             store(buffer, at)
             store(buffer + U(8), U(text))
             at += (U(text) + U(63)) & ~U(63)
@@ -95,7 +97,7 @@ def write(head, length_at, body_at, program, columns, edges, pointers, shift, sl
         if made_of == KEY:
             values = U(columns[source, VALUES]) + U(columns[source, FIRST] * width)
             for index in range(rows):
-                value = values + U(places[index] * width)
+                value = values + U(keys[index] * width)
                 store(to, load(value))
                 if width == 16:
                     store(to + U(8), load(value + U(8)))
@@ -133,8 +135,8 @@ def write(head, length_at, body_at, program, columns, edges, pointers, shift, sl
 
 
 @kernel
-def _text(columns, source, places, rows, offsets, target):
-    """Copy the values of a text column at `places`, offsets before; up to 7 bytes behind the last are written, too. Returns how many bytes
+def _text(columns, source, keys, rows, offsets, target):
+    """Copy the values of a text column at `keys`, offsets before; up to 7 bytes behind the last are written, too. Returns how many bytes
     the values have."""
     values, end = U(columns[source, VALUES]), U(columns[source, END])
     begins = U(columns[source, OFFSETS]) + U(columns[source, FIRST]) * U(4)
@@ -145,7 +147,7 @@ def _text(columns, source, places, rows, offsets, target):
             half = written
         else:
             store(offsets + U(4 * (index - 1)), half | (written << U(32)))
-        at = begins + U(places[index]) * U(4)
+        at = begins + U(keys[index]) * U(4)
         begin = load_half(at)
         size = load_half(at + U(4)) - begin
         copy_text(to, values + U(begin), size, end)
