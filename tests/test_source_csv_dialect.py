@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 import flowstate as fs
 from flowstate.errors import CorruptData, InvalidFlow
+from flowstate.plan.compile import compile
+from flowstate.plan.describe import differences
 from flowstate.plan.spec import ScanSpec
 from flowstate.source import make_source
 
@@ -132,6 +135,7 @@ def test_a_column_that_a_file_lacks_is_null(tmp_path: Path) -> None:
         ({"delimiter": '"'}, "delimiter is one sign"),
         ({"decimal_point": ";"}, "decimal_point is '.' or ','"),
         ({"time_format": "%d.%m."}, "time_format tells no whole date: give year, month and day"),
+        ({"time_format": 5}, "time_format is one as strptime knows them"),
         ({"time_format": "%Y-%m-%d %Q"}, "time_format is one as strptime knows them"),
         ({"encoding": "utf-16"}, "ASCII stays as it is, such as 'latin-1' or 'cp1252'"),
         ({"encoding": "klingon"}, "encoding is one that Python knows"),
@@ -144,7 +148,14 @@ def test_mistakes_are_told_when_the_flow_is_built(options: dict[str, Any], messa
     assert message in str(refused.value)
 
 
-def test_what_is_not_said_changes_no_flow() -> None:
-    """Snapshots of a flow know its options: those of a flow that says nothing stay as they were."""
-    plain = fs.scan_files("x.csv", schema=pa.schema({"a": pa.string()}))
-    assert not {"delimiter", "decimal_point", "time_format", "encoding"} & set(plain.node.spec.options)
+def test_how_a_file_is_read_belongs_to_the_flow() -> None:
+    """A job that reads its log again has to read the same; what nobody said stands in no snapshot."""
+
+    def told(**options: Any) -> Any:
+        rows = fs.scan_files("x.csv", schema=pa.schema({"a": pa.string()}), **options)
+        return compile([rows.group_by("a").agg(n=fs.len()).view("v").node]).describe()
+
+    plain, german = told(), told(**GERMAN)
+    assert not GERMAN.keys() & plain["sources"]["x"].keys()
+    assert json.loads(json.dumps(german)) == german
+    assert any("decimal_point" in each for each in differences(plain, german))

@@ -254,9 +254,12 @@ def scan_files(
     chosen = _one_of("format", format, ("json", "csv", "parquet", "arrow")) if format else _format_of(url)
     if schema is None:
         raise InvalidFlow(
-            "scan_files needs schema=pa.schema({'name': pa.string(), ...}), also for this format", format=chosen
+            "scan_files needs schema=pa.schema({'name': pa.string(), ...}), also for this format"
+            + ("; pyarrow.csv.open_csv(url).schema is a start" if chosen == "csv" else ""),
+            format=chosen,
         )
-    told = {"delimiter": delimiter, "decimal_point": decimal_point, "time_format": time_format, "encoding": encoding}
+    formats = list(time_format) if isinstance(time_format, (list, tuple)) else time_format
+    told = {"delimiter": delimiter, "decimal_point": decimal_point, "time_format": formats, "encoding": encoding}
     told = {what: each for what, each in told.items() if each is not None}
     if told and chosen != "csv":
         raise InvalidFlow(f"{', '.join(told)}: only CSV files are told this; leave it out", format=chosen)

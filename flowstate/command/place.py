@@ -117,4 +117,7 @@ def _typed(name: str, kind: pa.DataType, text: str) -> pa.Array:
     except (pa.ArrowException, ValueError):
         pass
     message = f"{text[:100]!r} is no value for {name!r}, a column of type {kind}"
-    raise InvalidFlow(message + ("; times are ISO 8601" if pa.types.is_temporal(kind) else ""))
+    raise InvalidFlow(
+        message
+        + ("; times are ISO 8601, such as 2026-05-01 or 2026-05-01T12:30:00Z" if pa.types.is_temporal(kind) else "")
+    )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flowstate.plan.window import WindowSpec
 
 # Options of a source that decide what a row is. Where the log stands and how to log in may change under a job.
-_MEANING = ("topic", "format", "splits", "identity", "header")
+_MEANING = ("topic", "format", "splits", "identity", "header", "delimiter", "decimal_point", "time_format", "encoding")
 
 
 def describe(plan: JobPlan) -> dict[str, Any]:

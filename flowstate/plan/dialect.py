@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,8 @@ class Dialect:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Dialect:
         """From the options of a scan, which hold only what was said. Raises `InvalidFlow`."""
-        formats: str | Sequence[str] = options.get("time_format") or ()
-        formats = (formats,) if isinstance(formats, str) else tuple(formats)
+        formats = options.get("time_format") or ()
+        formats = tuple(formats) if isinstance(formats, (list, tuple)) else (formats,)
         standard = cls()
         found = cls(
             options.get("delimiter", standard.delimiter),

@@ -38,7 +38,8 @@ def refuse_if_alive(store: Store, record: JobRecord, clock: Clock, credentials: 
     while (living := living_run(store, record, credentials)) is not None:
         if clock.monotonic() > deadline:
             raise InvalidFlow(
-                "this job is running already; use fs.attach on its cluster, or fs.connect, stop it there, or replace it with takeover=True",
+                "this job is running already; use fs.attach on its cluster, or fs.connect, stop it there, "
+                "or replace it with takeover=True (flowstate run --takeover)",
                 job=record.name,
                 run=living.run,
                 running_at=living.location,

@@ -142,8 +142,8 @@ class Storage:
         )
         hint = did_you_mean(PurePosixPath(root).name, names[:1000]) if names and first < 0 else ""
         return InvalidFlow(
-            f"there is no file at the url: correct it{hint}"
-            + ("" if follow else ", or pass follow=True with a glob or a directory to wait for files"),
+            f"there is no file at the url; correct it{hint}"
+            + ("" if follow else "; or pass follow=True with a glob or a directory to wait for files"),
             source=self.source,
             url=self.url,
         )
