@@ -8,8 +8,11 @@ import pyarrow as pa
 import pytest
 
 from flowstate.plan.keys import KeyColumns, hash_columns, key_array, seed_word
+from flowstate.plan.spec import TableSpec
 from flowstate.state.index import scratch
 from flowstate.state.kernels import index as kernels
+from flowstate.state.kernels import warm_up
+from flowstate.state.table import KeyedTable
 
 SLOTS, SEED, HEAD = 8192, 5, 2
 Words = npt.NDArray[np.uint64]
@@ -55,3 +58,12 @@ def test_a_table_is_divided_by_a_bit_of_the_hash(bit: int) -> None:
     assert moved == up.sum() > 1000
     check(low, entries[~up], hashes[~up])
     check(high, entries[up], hashes[up])
+
+
+def test_a_table_that_divides_waits_for_no_compiler() -> None:
+    warm_up()
+    made = {each: list(each.signatures) for each in (kernels.enlarge, kernels.divide, kernels.locate)}
+    table = KeyedTable(TableSpec("t", (pa.field("k", pa.int64()),), None, ()), seed=SEED)
+    table.apply(pa.record_batch({"k": np.arange(20_000)}))
+    assert table.memory()["index"] > 8 * SLOTS
+    assert made == {each: list(each.signatures) for each in made}

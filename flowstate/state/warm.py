@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from flowstate.plan.keys import route_hashes
+from flowstate.plan.keys import route_hashes, seed_word
 from flowstate.plan.spec import AggregateSpec, TableSpec
 from flowstate.plan.window import Period, WindowSpec
+from flowstate.state.index import scratch
+from flowstate.state.kernels import index
 from flowstate.state.table import KeyedTable
 
 _TIME = pa.timestamp("us", "UTC")
@@ -84,3 +86,5 @@ def warm_up() -> None:
         simple.apply(keys)
         for _ in view.batches():
             pass
+    low, high = np.zeros(64, np.uint64), np.zeros(64, np.uint64)  # tables are divided where there are thousands of keys
+    index.divide(low.ctypes.data, high.ctypes.data, len(low), 0, 1, seed_word(0), scratch())

@@ -18,6 +18,9 @@ from flowstate.state.kernels import index as kernels
 Int64s = npt.NDArray[np.int64]
 
 
+_LEAST = 512  # slots of the table of windows: where there are few, no two should want one slot, which no branch could foresee
+
+
 @dataclass
 class Window:
     """Its start and end in the unit of the time type, the index of its keys, its chunks, the memory that its next keys go to (the chunks
@@ -42,7 +45,7 @@ class Windows:
         self.ids: dict[tuple[int, int], int] = {}
         self.tails = np.zeros((4, kernels.TAILS), np.int64)
         self._free: list[int] = []
-        self._table = np.zeros((16, 2), np.int64)
+        self._table = np.zeros((_LEAST, 2), np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -102,7 +105,7 @@ class Windows:
         self._list()
 
     def _list(self) -> None:
-        size = max(16, 1 << (8 * len(self.by_id)).bit_length())
+        size = max(_LEAST, 1 << (8 * len(self.by_id)).bit_length())
         self._table = np.zeros((size, 2), np.int64)
         for window, each in self.by_id.items():
             kernels.add_window(self._table, each.start, window)
