@@ -18,7 +18,7 @@ DATA ?=
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup demo demo-web test lint docs bench bench-check scenarios chaos release-check clean
+.PHONY: help setup demo demo-web test lint docs pictures bench bench-check scenarios chaos release-check clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -62,6 +62,11 @@ lint: $(STAMP) ## Check style, format, types and import layers
 docs: $(STAMP) ## Make the book of docs/ in .cache/site; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "open .cache/site/index.html"
+
+pictures: $(STAMP) ## Draw the pictures of docs/pictures anew from the real things
+	@FLOWSTATE_PICTURES=docs/pictures $(PYTHON) -m pytest -q tests/test_pictures.py
+	@FLOWSTATE_PICTURES=docs/pictures $(PYTHON) -m pytest -q tests/test_web.py -k good_and_bad
+	@rm -f docs/pictures/web-saved.png docs/pictures/web-gone.png
 
 bench: $(STAMP) ## Measure; ARGS= goes to the benchmarks
 	@exec $(PYTHON) -m benchmarks $(ARGS)
