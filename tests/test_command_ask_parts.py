@@ -18,6 +18,7 @@ from flowstate.command import rows, status, tail
 from flowstate.command.place import Place, freshness, key_of
 from flowstate.errors import InvalidFlow
 from flowstate.plan.position import Place as LogPlace
+from flowstate.view import troubles
 from flowstate.view.answer import Answer, PartitionAnswer
 from flowstate.view.changes import Change
 from flowstate.view.directory import ViewInfo
@@ -254,17 +255,19 @@ def test_a_partition_that_stays_behind_another_is_late(monkeypatch: pytest.Monke
 
 
 def test_a_sink_that_does_not_take_its_rows_is_trouble() -> None:
-    row = {"sink": 0, "partition": 1, "kind": "kafka", "view": "totals", "url": "b", "rejected": 0}
+    row = {"sink": 0, "kind": "kafka", "view": "totals", "url": "b", "rejected": 0}
     told = [
-        row | {"problem": "no broker", "waiting_seconds": 90.0},
-        row | {"problem": None, "waiting_seconds": 90.0},
-        row | {"problem": None, "waiting_seconds": 1.0},
-        row | {"problem": None, "waiting_seconds": None, "rejected": 3},
+        row | {"partition": 1, "problem": "Unavailable: no broker retry_after=1.0 topic='b'", "waiting_seconds": 90.0},
+        row | {"partition": 2, "problem": "Unavailable: no broker retry_after=5.0 topic='b'", "waiting_seconds": 30.0},
+        row | {"partition": 3, "problem": None, "waiting_seconds": 90.0},
+        row | {"partition": 4, "problem": None, "waiting_seconds": 1.0},
+        row | {"partition": 5, "problem": None, "waiting_seconds": None, "rejected": 3},
     ]
-    assert [each.partition("partition 1")[2] for each in status._sinks(pa.Table.from_pylist(told))] == [
-        ": no broker",
-        " has not taken what waits for it for 90 s",
-        ": 3 rows were refused for good; job.rejected() has them",
+    assert [words for _, words in troubles.sinks(told)] == [
+        "sink 0 (kafka of totals to b) does not take its rows, which wait (partitions 1 and 2, for 90 s): no broker topic='b'",
+        "sink 0 (kafka of totals to b) does not take its rows, which wait (partition 3, for 90 s): it has not taken what waits for it, and "
+        "does not say why; look at it",
+        "sink 0 (kafka of totals to b): 3 rows were refused for good; job.rejected() has them",
     ]
 
 
