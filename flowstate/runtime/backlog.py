@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from flowstate.clock import Clock
 from flowstate.runtime.pump import Pump
 
-EVERY = 0.1  # seconds between two looks, at least
+EVERY = 0.05  # seconds between two looks, at least
 FORGOTTEN = 2.0  # seconds after which a look tells nothing about now
-BEHIND = 0.5  # seconds
+BEHIND = 0.2  # seconds
 
 #: How far each split is read, and where it ends.
 Places = Mapping[str, tuple[int, int]]
