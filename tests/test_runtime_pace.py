@@ -78,6 +78,13 @@ def test_a_stall_of_the_machine_costs_little() -> None:
     assert steps(pace, model, 20)[-1][0] == pytest.approx(usual, rel=0.1)
 
 
+@pytest.mark.parametrize("row", [5e-8, 1e-7, 1e-6])
+def test_the_first_blocks_are_not_long_however_dear_rows_are(row: float) -> None:
+    done = steps(Pace(MOST, 1), Modelled(1, row, 0.0), 60)
+    assert max(seconds for _, seconds, _ in done) < max(2 * BLOCK, LEAST_ROWS * row) + 2e-4
+    assert done[-1][0] == pytest.approx(max(LEAST_ROWS, min(MOST, BLOCK / row)), rel=0.35)
+
+
 @pytest.mark.parametrize("rate", [500, 20_000, 50_000, 400_000, 2_000_000])
 def test_rows_that_trickle_take_half_of_a_core_and_wait_for_few_rounds(rate: int) -> None:
     """A round takes 1.5 ms of the thread and 0.3 us a row."""

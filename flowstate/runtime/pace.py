@@ -44,7 +44,8 @@ class Pace:
 
     def __init__(self, most: int, tables: int) -> None:
         self.most, self.tables = most, max(1, tables)
-        self._row_seconds, self._block, self._few = 1e-7, most, most
+        self._row_seconds, self._block, self._few = 1e-7, min(most, LEAST_ROWS), most
+        self._weight = 1.0  # of the next measurement: what rows cost is not known before the first
         self._small = 0  # so many of the next blocks may still be small
 
     @property
@@ -71,5 +72,6 @@ class Pace:
             if copying > BLOCK / 2:  # the next block would have twice as many rows
                 self._few = max(1, int(self._few / 2 * BLOCK / copying))
         elif rows >= LEAST_ROWS // 2:
-            self._row_seconds += 0.1 * (seconds / rows - self._row_seconds)
+            self._row_seconds += self._weight * (seconds / rows - self._row_seconds)
+            self._weight = 0.1
             self._block = int(min(self.most, max(LEAST_ROWS, BLOCK / (self._row_seconds * self.tables))))

@@ -268,11 +268,12 @@ class RunningJob:
         while self.state in ("running", "finished", "stopping"):
             now = self.clock.monotonic()
             self._carry_out(self.coordinator.tick(now))
-            if self.new and all(member.state in ("live", "ended") for member in self.coordinator.members.values()):
+            all_live = all(member.state in ("live", "ended") for member in self.coordinator.members.values())
+            if self.new and all_live:
                 new, self.new = self.new, {}
                 self._carry_out(self.coordinator.splits_found(new, now))
             saves = self.state == "running" or (self.state == "finished" and not self._complete)
-            if saves and now >= self._next_cut:
+            if saves and all_live and now >= self._next_cut:  # that one is not live is told as what it is
                 self._next_cut = now + (LAST if self.state == "finished" else self.spec.every)
                 self._once("cut", self._save_cut(min(5.0, max(1.0, self.spec.every))))
             if self.state == "running":
