@@ -133,6 +133,7 @@ class ArrowGuess:
         mask = np.full(size, 0xFF, np.uint8)
         known = [each for each in kinds if each is not None]
         counts = [3 if kind == kernel.TEXT else 2 for kind, _ in known]
+        bits = sum({kernel.TEXT: 32, kernel.BOOLEAN: 1}.get(kind, 8 * width) for kind, width in known)
         if len(nodes) != len(known) or len(buffers) != sum(counts) or prefix % 8 or size % 8:
             return None
         for at, width in ((rows_at, 8), (body_at, 8), *((each, 16) for each in (*nodes, *buffers))):
@@ -149,7 +150,7 @@ class ArrowGuess:
                 )
         return _Template(
             np.frombuffer(raw[:prefix], np.uint64), np.frombuffer(raw[prefix : prefix + size], np.uint64),
-            mask.view(np.uint64), np.array([rows_at, body_at], np.int64), columns, list(schema.types),
+            mask.view(np.uint64), np.array([rows_at, body_at, bits], np.int64), columns, list(schema.types),
             [names.index(each) for each in self._schema.names],
         )  # fmt: skip
 

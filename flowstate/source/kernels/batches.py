@@ -23,8 +23,9 @@ U = np.uint64
 ) = range(14)  # fmt: skip
 FIXED, BOOLEAN, TEXT, DECIMAL = range(4)
 
-#: The fields of `places`: where the head of a batch has the number of rows, and the size of the body.
-ROWS, BODY = 0, 1
+#: The fields of `places`: where the head of a batch has the number of rows, and the size of the body; how many bits of the body a row takes
+#: at least.
+ROWS, BODY, BITS = 0, 1, 2
 
 _END = U(0xFFFFFFFF)
 _HIGH = U(0x8080808080808080)
@@ -42,7 +43,7 @@ def batch_at(at, stop, head, mask, places, most):
         if (load(at + U(8 * word)) ^ head[word]) & mask[word] != U(0):
             return -1
     rows, body = np.int64(load(at + U(places[ROWS]))), np.int64(load(at + U(places[BODY])))
-    if rows <= 0 or rows > most or body < 0 or body > left - 8 * head.shape[0]:
+    if rows <= 0 or rows > most or body < 0 or body > left - 8 * head.shape[0] or rows * places[BITS] > 8 * body:
         return -1
     return rows
 
