@@ -24,7 +24,7 @@ class Backlog:
         self._looked, self._before, self._pressed = -FORGOTTEN, dict[str, int](), False
 
     @staticmethod
-    def of(pump: Pump) -> Backlog:
+    def of(pump: Pump, clock: Clock) -> Backlog:
         def places() -> Places:
             if pump.machine is None or pump.state != "live":
                 return {}
@@ -35,7 +35,7 @@ class Backlog:
                     found[split] = reading.at.offset, end
             return found
 
-        return Backlog(pump.clock, places)
+        return Backlog(clock, places)
 
     def pressed(self) -> bool:
         """Whether to read what is there takes `BEHIND` seconds or more, at the pace between the last two looks; False as long as nobody

@@ -49,7 +49,7 @@ class ServedPartition:
     def __init__(self, pump: Pump, clock: Clock, check_lease: Callable[[], None] = lambda: None) -> None:
         """`check_lease` raises Unavailable when this worker may have been replaced."""
         self.pump, self.clock, self._check_lease = pump, clock, check_lease
-        self.backlog = Backlog.of(pump)
+        self.backlog = Backlog.of(pump, clock)
         self.job, self.partition = pump.spec.name, pump.number
         self.epoch = pump.spec.served_epoch(pump.epoch)
         self._views = pump.spec.plan.views
