@@ -9,7 +9,7 @@ import pytest
 
 from flowstate.plan.keys import KeyColumns, hash_columns, key_array, seed_word
 from flowstate.plan.spec import TableSpec
-from flowstate.state.index import scratch
+from flowstate.state.index import Scratch
 from flowstate.state.kernels import index as kernels
 from flowstate.state.kernels import warm_up
 from flowstate.state.table import KeyedTable
@@ -53,7 +53,7 @@ def test_a_table_is_divided_by_a_bit_of_the_hash(bit: int) -> None:
     dense[: len(entries)] = entries
     kernels.enlarge(dense.ctypes.data, SLOTS, low.ctypes.data, SLOTS, HEAD, seed_word(SEED))
     check(low, entries, hashes)
-    moved = kernels.divide(low.ctypes.data, high.ctypes.data, SLOTS, bit, HEAD, seed_word(SEED), scratch())
+    moved = kernels.divide(low.ctypes.data, high.ctypes.data, SLOTS, bit, HEAD, seed_word(SEED), Scratch().words())
     up = (hashes >> np.uint64(16 + bit)) & np.uint64(1) == 1
     assert moved == up.sum() > 1000
     check(low, entries[~up], hashes[~up])

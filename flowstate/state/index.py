@@ -19,18 +19,29 @@ _GOLDEN = 0.6180339887498949
 _Words = npt.NDArray[np.uint64]
 
 
-def scratch() -> _Words:
+class Scratch:
     """Room for the entries of a table that is divided, for all windows: to have new memory would take as long as the dividing."""
-    return np.empty(2 * _SLOTS, np.uint64)
+
+    def __init__(self) -> None:
+        self._words: _Words | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._words is None else self._words.nbytes
+
+    def words(self) -> _Words:
+        """Made when it is asked for: most tables are small."""
+        if self._words is None:
+            self._words = np.empty(2 * _SLOTS, np.uint64)
+        return self._words
 
 
 class Index:
     """Slots are words that tell of a record (see `kernels.index`). `directory` has the address and the number of the table for
-    each pattern of hash bits, `counts` the entries of each table and how many it may hold; all tables have `slots` slots. `room` is
-    `scratch`."""
+    each pattern of hash bits, `counts` the entries of each table and how many it may hold; all tables have `slots` slots."""
 
-    def __init__(self, head_words: int, seed: np.uint64, room: _Words) -> None:
-        self._head_words, self._seed, self._scratch = head_words, seed, room
+    def __init__(self, head_words: int, seed: np.uint64, scratch: Scratch) -> None:
+        self._head_words, self._seed, self._scratch = head_words, seed, scratch
         self.slots = _LEAST
         self._memory, self._left = 0, np.empty(0, np.uint64)
         self._tables = [self._room(_LEAST)]
@@ -63,7 +74,7 @@ class Index:
             self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
         low, high = self._tables[table], self._room(_SLOTS)
         ends = low.ctypes.data, high.ctypes.data
-        moved = int(kernels.divide(*ends, self.slots, bits, self._head_words, self._seed, self._scratch))
+        moved = int(kernels.divide(*ends, self.slots, bits, self._head_words, self._seed, self._scratch.words()))
         self._tables.append(high)
         self._bits.append(bits + 1)
         self._bits[table] += 1

@@ -8,7 +8,7 @@ import pyarrow as pa
 from flowstate.plan.keys import route_hashes, seed_word
 from flowstate.plan.spec import AggregateSpec, TableSpec
 from flowstate.plan.window import Period, WindowSpec
-from flowstate.state.index import scratch
+from flowstate.state.index import Scratch
 from flowstate.state.kernels import index
 from flowstate.state.table import KeyedTable
 
@@ -87,4 +87,4 @@ def warm_up() -> None:
         for _ in view.batches():
             pass
     low, high = np.zeros(64, np.uint64), np.zeros(64, np.uint64)  # tables are divided where there are thousands of keys
-    index.divide(low.ctypes.data, high.ctypes.data, len(low), 0, 1, seed_word(0), scratch())
+    index.divide(low.ctypes.data, high.ctypes.data, len(low), 0, 1, seed_word(0), Scratch().words())

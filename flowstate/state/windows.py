@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from flowstate.plan.keys import key_array
 from flowstate.state.block import Pool
-from flowstate.state.index import Index, scratch
+from flowstate.state.index import Index, Scratch
 from flowstate.state.kernels import index as kernels
 
 Int64s = npt.NDArray[np.int64]
@@ -40,7 +40,7 @@ class Windows:
     goes. A table without a window has one, from 0 to 0."""
 
     def __init__(self, head_words: int, seed: np.uint64) -> None:
-        self._head_words, self._seed, self._scratch = head_words, seed, scratch()
+        self._head_words, self._seed, self._scratch = head_words, seed, Scratch()
         self.by_id: dict[int, Window] = {}
         self.ids: dict[tuple[int, int], int] = {}
         self.tails = np.zeros((4, kernels.TAILS), np.int64)
