@@ -153,7 +153,7 @@ def run(options: argparse.Namespace, broker: KafkaBroker, client: Client, rate: 
         "until a lookup shows it": list(ours.values()),
         "until the broker acknowledged it": [(acknowledged[each] - sent[each]) * 1e3 for each in ours],
         "from acknowledged to shown": [took - (acknowledged[each] - sent[each]) * 1e3 for each, took in ours.items()],
-        "until a plain consumer has it, afterwards": theirs,
+        "until a plain consumer has it": theirs,
     }
     print(f"{rate:9,} events/s asked, {reached:9,.0f} sent", flush=True)
     for measure, each in times.items():

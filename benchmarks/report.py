@@ -137,7 +137,7 @@ def drawings(results: list[Result]) -> dict[str, str]:
     size = {name: each for name, each in size.items() if each}
     if drawable(size):
         found["memory.svg"] = lines("Memory of keyed state, over keys", "groups", "bytes per group", size)
-    latency = [each for each in results if each.benchmark == "latency" and each.unit == "ms"]
+    latency = [each for each in results if each.benchmark == "latency" and each.measure.startswith("until")]
     waited = {measure: points(latency, measure, "rate") for measure in dict.fromkeys(each.measure for each in latency)}
     waited = {name: each for name, each in waited.items() if each}
     if drawable(waited):
