@@ -15,6 +15,7 @@ from rich.text import Text
 
 from flowstate.command.rows import printable
 from flowstate.command.sight import Course, PartitionSight, Sight, SplitSight
+from flowstate.view import troubles
 
 #: Of states that are as they should be; every other one is yellow, and those below red.
 GOOD, BAD = ("live", "running", "ended", "finished"), ("failed", "away", "vacant", "down", "fenced", "stopped")
@@ -340,9 +341,4 @@ def span(seconds: float) -> str:
     seconds = max(0.0, seconds)
     if seconds < 10:
         return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86_400
-    if minutes < 120:
-        return f"{minutes:.0f} min"
-    return f"{hours:.0f} h" if hours < 48 else f"{days:,.0f} d"
+    return troubles.span(seconds) if seconds < 172_800 else f"{seconds / 86_400:,.0f} d"

@@ -9,6 +9,7 @@ from flowstate.plan.position import FOREVER, NEVER
 from flowstate.plan.spec import DEAD_LETTERS
 from flowstate.runtime.counted import CountedPartition
 from flowstate.runtime.host import Host
+from flowstate.runtime.partition import Partition
 from flowstate.runtime.pump import Pump
 from flowstate.state.append import AppendTable
 from flowstate.state.watermark import TIMELESS
@@ -51,10 +52,11 @@ class Figures:
         counted = self._sizes.get(pump)
         if counted is not None and now - counted[0] < SIZE_FOR:
             return counted[1]
-        if pump.machine is None or pump.state == "loading":
+        machine = _restored(pump)
+        if machine is None:
             return None
         try:
-            tables = list(pump.machine.contents.tables.values())
+            tables = list(machine.contents.tables.values())
             size = sum(sum(each.memory().values()) for each in tables)
         except RuntimeError:  # something grew while it was counted
             return None if counted is None else counted[1]
@@ -64,8 +66,8 @@ class Figures:
     @staticmethod
     def ends(pump: Pump) -> dict[str, list[int]]:
         """Of the splits that it reads: where each ends now, as far as that can be told at a look, and how far of it is applied here."""
-        machine = pump.machine
-        if machine is None or pump.state == "loading":
+        machine = _restored(pump)
+        if machine is None:
             return {}
         found: dict[str, list[int]] = {}
         for split, reading in list(machine.readings.items())[:MOST_SPLITS]:
@@ -78,8 +80,8 @@ class Figures:
     @staticmethod
     def appended(pump: Pump) -> dict[str, int]:
         """Rows that its tables without a key (late rows, dead letters, streams on their way to a sink) were ever given."""
-        machine = pump.machine
-        if machine is None or pump.state == "loading":
+        machine = _restored(pump)
+        if machine is None:
             return {}
         tables = machine.contents.tables.items()
         return {name: table.count for name, table in list(tables) if isinstance(table, AppendTable)}
@@ -87,8 +89,8 @@ class Figures:
     @staticmethod
     def letters(pump: Pump) -> dict[str, dict[str, int]]:
         """Of dead letters and of the late rows of each view: how many there ever were of each split that has some."""
-        machine = pump.machine
-        if machine is None or pump.state == "loading":
+        machine = _restored(pump)
+        if machine is None:
             return {}
         found: dict[str, dict[str, int]] = {}
         for name, table in list(machine.contents.tables.items()):
@@ -101,8 +103,8 @@ class Figures:
     @staticmethod
     def marks(pump: Pump) -> dict[str, list[int]]:
         """Of the splits that it reads and that have event times: the watermark of each, and whether it is that of a floor."""
-        machine = pump.machine
-        if machine is None or pump.state == "loading":
+        machine = _restored(pump)
+        if machine is None:
             return {}
         found: dict[str, list[int]] = {}
         marks = machine.contents.marks
@@ -115,8 +117,8 @@ class Figures:
     @staticmethod
     def waits(pump: Pump) -> dict[str, list[int]]:
         """Of the splits that it reads: the other partitions that it waits for, since they have not taken what was sent to them."""
-        machine = pump.machine
-        if machine is None or pump.state == "loading":
+        machine = _restored(pump)
+        if machine is None:
             return {}
         found: dict[str, list[int]] = {}
         for split, reading in list(machine.readings.items())[:MOST_SPLITS]:
@@ -125,3 +127,8 @@ class Figures:
             if full:
                 found[split] = sorted(full)
         return found
+
+
+def _restored(pump: Pump) -> Partition | None:
+    """None as long as it loads."""
+    return None if pump.state == "loading" else pump.machine

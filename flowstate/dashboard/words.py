@@ -10,6 +10,7 @@ from typing import Any
 from flowstate.dashboard.history import Mark
 from flowstate.dashboard.looking import Looks
 from flowstate.runtime.journal import Happening
+from flowstate.view import troubles
 
 #: Of events, as marks and in words.
 COLORS = {
@@ -173,11 +174,7 @@ def _number(number: float | None) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+    return f"{seconds:.1f} s" if seconds < 120 else troubles.span(seconds)
 
 
 def _bytes(size: float) -> str:

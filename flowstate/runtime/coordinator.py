@@ -129,6 +129,10 @@ class Coordinator:
 
     # workers and partitions
 
+    @property
+    def all_live(self) -> bool:
+        return all(member.state in ("live", "ended") for member in self.members.values())
+
     def worker_joined(self, address: str, location: str, now: float) -> list[Instruction]:
         self.workers[address] = location
         return self.tick(now)
@@ -255,7 +259,7 @@ class Coordinator:
     def _join_progress(self) -> list[Instruction]:
         """When every partition holds its watermark for a joining split, the greatest of them is the split's first floor."""
         reports = [member.report for member in self.members.values()]
-        if not self.joining or any(member.state not in ("live", "ended") for member in self.members.values()):
+        if not self.joining or not self.all_live:
             return []
         ready = [split for split in sorted(self.joining) if all(split in each.get("position", ()) for each in reports)]
         out: list[Instruction] = []

@@ -268,12 +268,13 @@ class RunningJob:
         while self.state in ("running", "finished", "stopping"):
             now = self.clock.monotonic()
             self._carry_out(self.coordinator.tick(now))
-            all_live = all(member.state in ("live", "ended") for member in self.coordinator.members.values())
-            if self.new and all_live:
+            if self.new and self.coordinator.all_live:
                 new, self.new = self.new, {}
                 self._carry_out(self.coordinator.splits_found(new, now))
             saves = self.state == "running" or (self.state == "finished" and not self._complete)
-            if saves and all_live and now >= self._next_cut:  # that one is not live is told as what it is
+            if (
+                saves and self.coordinator.all_live and now >= self._next_cut
+            ):  # that one is not live is told as what it is
                 self._next_cut = now + (LAST if self.state == "finished" else self.spec.every)
                 self._once("cut", self._save_cut(min(5.0, max(1.0, self.spec.every))))
             if self.state == "running":
@@ -392,8 +393,11 @@ class RunningJob:
     def ready(self) -> bool:
         """Every partition serves, and every split has a reader."""
         coordinator = self.coordinator
-        live = all(member.state in ("live", "ended") for member in coordinator.members.values())
-        return live and not self.new and coordinator.table.splits.keys() <= coordinator.table.readers.keys()
+        return (
+            coordinator.all_live
+            and not self.new
+            and coordinator.table.splits.keys() <= coordinator.table.readers.keys()
+        )
 
     def status(self) -> dict[str, Any]:
         """Plain data for `job.status()`."""

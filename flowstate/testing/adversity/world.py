@@ -245,8 +245,7 @@ class World:
     def supervise(self) -> None:
         coordinator = self.coordinator
         self.obey(coordinator.tick(self.now))
-        live = all(member.state in ("live", "ended") for member in coordinator.members.values())
-        if self.undiscovered and live:
+        if self.undiscovered and coordinator.all_live:
             found, self.undiscovered = self.undiscovered, {}
             self.obey(coordinator.splits_found(found, self.now))
 
