@@ -114,6 +114,44 @@ def _next(at, value, tail):
     return base + (((((at - base) >> U(3)) + U(1)) & load(tail + U(8 * SLOTS))) << U(3))
 
 
+@inlined
+def home_of(value, tail):
+    """Where the slot is that the hash `value` picks."""
+    return load(_table(value, tail)) + ((value & load(tail + U(8 * SLOTS))) << U(3))
+
+
+@inlined
+def first_alike(home, value, tail):
+    """The first slot from the home of `value` on that is empty or tells of the same tag, its displacement in the upper bits. The lines of
+    the slots are on their way by then; its record is asked for."""
+    at, mark = home, _mark(value)
+    entry = load(at)
+    while entry != U(0) and entry >> U(_RECORD_BITS) != mark:
+        at, mark = _next(at, value, tail), _farther(mark)
+        entry = load(at)
+    record = _record_of(entry) if entry != U(0) else at
+    prefetch(record)
+    prefetch(record + U(32))
+    return at | (mark << U(60))
+
+
+@inlined
+def row_of(alike, value, tail, key, words):
+    """From the slot that `first_alike` told: (row of the key or -1, the slot where it ended, what an entry there would tell)."""
+    at, mark, slot = alike & _ADDRESS, _mark(value) | (alike >> U(60)), np.int64(-1)
+    while True:
+        entry = load(at)
+        if entry == U(0):
+            break
+        if entry >> U(_RECORD_BITS) == mark:
+            record = _record_of(entry)
+            if _same(record + U(8), key, words):
+                slot = np.int64(load(record))
+                break
+        at, mark = _next(at, value, tail), _farther(mark)
+    return slot, at, mark
+
+
 @kernel
 def locate(
     columns, head_words, first, rows, windows, hashes, given, seed, insert, starts, cursors, scratch, homes, tails, filled, versions,
@@ -136,36 +174,16 @@ def locate(
         block_hashes, block_windows, block_slots = hashes[row:last], windows[row:last], slots[row:last]
         for index in range(count):
             value, tail = block_hashes[index], tails_at + (U(block_windows[index]) << U(6))
-            home = load(_table(value, tail)) + ((value & load(tail + U(8 * SLOTS))) << U(3))
-            homes[index] = home
-            prefetch(home)
-        # The lines of the slots are on their way. Go on to the first slot whose tag is right, and ask for its record.
+            homes[index] = home_of(value, tail)
+            prefetch(homes[index])
         for index in range(count):
-            value, at, tail = block_hashes[index], homes[index], tails_at + (U(block_windows[index]) << U(6))
-            entry, mark = load(at), _mark(value)
-            while entry != U(0) and entry >> U(_RECORD_BITS) != mark:
-                at, mark = _next(at, value, tail), _farther(mark)
-                entry = load(at)
-            homes[index] = at | (mark << U(60))
-            record = _record_of(entry) if entry != U(0) else at
-            prefetch(record)
-            prefetch(record + U(32))
+            tail = tails_at + (U(block_windows[index]) << U(6))
+            homes[index] = first_alike(homes[index], block_hashes[index], tail)
         for index in range(count):
             value, window = block_hashes[index], block_windows[index]
             tail = tails_at + (U(window) << U(6))
-            at, mark = homes[index] & _ADDRESS, _mark(value) | (homes[index] >> U(60))
             key, words = scratch_at + (U(starts[index]) << U(3)), U(starts[index + 1] - starts[index])
-            slot = np.int64(-1)
-            while True:
-                entry = load(at)
-                if entry == U(0):
-                    break
-                if entry >> U(_RECORD_BITS) == mark:
-                    record = _record_of(entry)
-                    if _same(record + U(8), key, words):
-                        slot = np.int64(load(record))
-                        break
-                at, mark = _next(at, value, tail), _farther(mark)
+            slot, at, mark = row_of(homes[index], value, tail, key, words)
             if insert:
                 if slot < 0:
                     count_at = load(tail + U(8 * COUNTS)) + (load(_table(value, tail) + U(8)) << U(4))

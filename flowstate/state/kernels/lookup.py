@@ -7,18 +7,8 @@ import numpy as np
 
 from flowstate.plan.encoding import BLOCK, encode
 from flowstate.plan.kernel import kernel
-from flowstate.plan.memory import load, prefetch
-from flowstate.state.kernels.index import (
-    _ADDRESS,
-    _RECORD_BITS,
-    SLOTS,
-    _farther,
-    _mark,
-    _next,
-    _record_of,
-    _same,
-    _table,
-)
+from flowstate.plan.memory import prefetch
+from flowstate.state.kernels.index import first_alike, home_of, row_of
 
 U = np.uint64
 
@@ -39,33 +29,13 @@ def locate_all(columns, head_words, first, rows, windows, hashes, seed, starts, 
         for number in range(width):
             tail = tails_at + (U(windows[number]) << U(6))
             for index in range(count):
-                value = block_hashes[index]
-                home = load(_table(value, tail)) + ((value & load(tail + U(8 * SLOTS))) << U(3))
-                homes[index] = home
-                prefetch(home)
+                homes[index] = home_of(block_hashes[index], tail)
+                prefetch(homes[index])
             for index in range(count):
-                value, at = block_hashes[index], homes[index]
-                entry, mark = load(at), _mark(value)
-                while entry != U(0) and entry >> U(_RECORD_BITS) != mark:
-                    at, mark = _next(at, value, tail), _farther(mark)
-                    entry = load(at)
-                homes[index] = at | (mark << U(60))
-                prefetch(_record_of(entry) if entry != U(0) else at)
+                homes[index] = first_alike(homes[index], block_hashes[index], tail)
             for index in range(count):
-                value = block_hashes[index]
-                at, mark = homes[index] & _ADDRESS, _mark(value) | (homes[index] >> U(60))
                 key, words = scratch_at + (U(starts[index]) << U(3)), U(starts[index + 1] - starts[index])
-                slot = np.int64(-1)
-                while True:
-                    entry = load(at)
-                    if entry == U(0):
-                        break
-                    if entry >> U(_RECORD_BITS) == mark:
-                        record = _record_of(entry)
-                        if _same(record + U(8), key, words):
-                            slot = np.int64(load(record))
-                            break
-                    at, mark = _next(at, value, tail), _farther(mark)
+                slot, _, _ = row_of(homes[index], block_hashes[index], tail, key, words)
                 slots[(row + index) * width + number] = slot
         row = last
     return row
